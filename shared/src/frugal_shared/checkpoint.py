@@ -1,0 +1,124 @@
+"""Atomic checkpoints: safetensors + JSON, under a temporary name until whole.
+
+A checkpoint is a folder ``step-00001200`` with ``tensors.safetensors`` and ``state.json``. It holds a *tree*: dicts and
+lists of tensors and plain values, such as ``{"model": model.state_dict(), "optimizer": optimizer.state_dict()}``. The
+JSON keeps the tree's shape and the hash of the tensor file; reading it executes nothing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+
+from frugal_shared.errors import RunError
+
+FORMAT = 1
+_TENSOR = "__tensor__"
+_PAIRS = "__pairs__"  # a dict whose keys are not strings, e.g. an optimizer's state by parameter number
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, and nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 (mkstemp made it 0600)
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically (see :func:`write_bytes`)."""
+    write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+
+
+def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 3) -> Path:
+    """Write ``tree`` as checkpoint ``step`` below ``folder``, keep the newest ``keep``, return the new one's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob(".step-*"):
+        shutil.rmtree(torn)
+    tensors: dict[str, torch.Tensor] = {}
+    shape = _pack(tree, "", tensors)
+    data = save_bytes(tensors)
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".{target.name}"
+    temporary.mkdir()
+    write_bytes(temporary / "tensors.safetensors", data)
+    digest = hashlib.sha256(data).hexdigest()
+    write_json(temporary / "state.json", {"format": FORMAT, "step": step, "sha256": digest, "tree": shape})
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_checkpoint(path: Path) -> tuple[int, Any]:
+    """Return ``(step, tree)`` of one checkpoint folder.
+
+    Raises:
+        RunError: a file is missing, torn, changed, or of another format.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        data = (path / "tensors.safetensors").read_bytes()
+        if state["format"] != FORMAT:
+            raise RunError(f"checkpoint {str(path)!r} has format {state['format']!r}; allowed: {FORMAT}")
+        if hashlib.sha256(data).hexdigest() != state["sha256"]:
+            raise RunError(f"checkpoint {str(path)!r} is torn: its tensors do not match their hash")
+        return int(state["step"]), _unpack(state["tree"], load_bytes(data))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise RunError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, Any] | None:
+    """Return ``(step, tree)`` of the newest whole checkpoint below ``folder``; torn ones are passed over."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return load_checkpoint(path)
+        except RunError:
+            continue
+    return None
+
+
+def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        # a clone, because safetensors refuses two names for one memory
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {_TENSOR: name}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _pack(item, f"{name}/{key}", tensors) for key, item in value.items()}
+    if isinstance(value, dict):
+        return {_PAIRS: [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_pack(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__} (at {name!r})")
+
+
+def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, dict) and value.keys() == {_TENSOR}:
+        return tensors[value[_TENSOR]]
+    if isinstance(value, dict) and value.keys() == {_PAIRS}:
+        return {key: _unpack(item, tensors) for key, item in value[_PAIRS]}
+    if isinstance(value, dict):
+        return {key: _unpack(item, tensors) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unpack(item, tensors) for item in value]
+    return value

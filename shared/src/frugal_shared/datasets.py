@@ -1,0 +1,109 @@
+"""Data sets that need no download: every one is the same bytes on every machine, with named splits.
+
+``digits`` are scikit-learn's 1,797 handwritten digits. ``TexturedDigits`` fills such a real outline with a procedural
+texture, so that the outline (low frequencies) and the detail (high frequencies) of a picture can be judged apart.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from frugal_shared.errors import check_choice
+from frugal_shared.seeds import generator
+
+Split = Literal["train", "val", "test"]
+SPLITS = ("train", "val", "test")
+
+TEXTURES = ("solid", "horizontal", "diagonal", "checks")
+INKS = ((0.95, 0.35, 0.35), (0.35, 0.9, 0.4), (0.4, 0.55, 1.0), (0.95, 0.85, 0.3), (0.9, 0.45, 0.95), (0.35, 0.9, 0.9))
+BACKGROUND = 0.05
+SHADE = 0.35  # what the dark part of a texture leaves of the ink
+
+
+@cache
+def _split_indices() -> dict[str, np.ndarray]:
+    """Return row numbers per split: 55 % train, 35 % val, 10 % test, stratified by digit, always the same."""
+    labels = load_digits().target
+    train, rest = train_test_split(np.arange(len(labels)), train_size=0.55, stratify=labels, random_state=0)
+    val, test = train_test_split(rest, train_size=7 / 9, stratify=labels[rest], random_state=0)
+    return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
+
+
+def digits(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scikit-learn's handwritten digits of one split.
+
+    Returns:
+        Images ``(N, 8, 8)`` float32 in [0, 1], and labels ``(N,)`` int64 in 0..9.
+
+    Raises:
+        UsageError: an unknown split.
+    """
+    check_choice("split", split, SPLITS)
+    data = load_digits()
+    rows = _split_indices()[split]
+    return torch.from_numpy(data.images[rows]).float() / 16, torch.from_numpy(data.target[rows]).long()
+
+
+@dataclass(frozen=True)
+class TexturedDigits:
+    """Endless textured digits: 32×32 RGB, class = digit × 4 + texture (40 classes).
+
+    Which digit, ink and texture the sample ``index`` of ``seed`` gets follows from these two numbers alone.
+    """
+
+    split: Split = "train"
+    seed: int = 0
+
+    num_classes = 10 * len(TEXTURES)
+    size = 32
+
+    def __post_init__(self) -> None:
+        """Check the split."""
+        check_choice("split", self.split, SPLITS)
+
+    def batch(self, index: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return batch number ``index``: images ``(count, 3, 32, 32)`` in [0, 1] and labels ``(count,)`` in 0..39."""
+        outlines, labels = _outlines(self.split)
+        random = generator(self.seed, index)
+        rows = torch.randint(len(labels), (count,), generator=random)
+        inks = torch.randint(len(INKS), (count,), generator=random)
+        textures = torch.randint(len(TEXTURES), (count,), generator=random)
+        return render(outlines[rows], inks, textures), labels[rows] * len(TEXTURES) + textures
+
+
+def render(outlines: torch.Tensor, inks: torch.Tensor, textures: torch.Tensor) -> torch.Tensor:
+    """Fill outlines with ink and texture.
+
+    Args:
+        outlines: ``(B, 32, 32)`` in [0, 1], how much ink lies at each pixel.
+        inks: ``(B,)``, rows of :data:`INKS`.
+        textures: ``(B,)``, indices of :data:`TEXTURES`.
+
+    Returns:
+        ``(B, 3, 32, 32)`` in [0, 1].
+    """
+    colour = torch.tensor(INKS)[inks][:, :, None, None]  # (B, 3, 1, 1)
+    pattern = _patterns()[textures][:, None]  # (B, 1, 32, 32)
+    cover = outlines[:, None]  # (B, 1, 32, 32)
+    return BACKGROUND + cover * (colour * pattern - BACKGROUND)
+
+
+@cache
+def _outlines(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = digits(split)
+    large = F.interpolate(images[:, None], size=32, mode="bicubic", align_corners=False)[:, 0]
+    return (large * 1.5).clamp(0, 1), labels
+
+
+@cache
+def _patterns() -> torch.Tensor:
+    """Return the four textures, ``(4, 32, 32)``, 1 where the ink is bright and SHADE where it is dark."""
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    bright = torch.stack([torch.ones_like(x).bool(), y // 2 % 2 == 0, (x + y) % 3 != 0, (x // 2 + y // 2) % 2 == 0])
+    return torch.where(bright, 1.0, SHADE)

@@ -1,0 +1,22 @@
+"""What went wrong, told to the person at the terminal in one line."""
+
+
+class UsageError(ValueError):
+    """The caller asked for something that cannot be had: exit code 2."""
+
+
+class RunError(RuntimeError):
+    """The request was fine and the run failed: exit code 1."""
+
+
+def check_choice(field: str, value: object, allowed: object) -> None:
+    """Raise :class:`UsageError` naming field, value and choices unless ``value`` is one of ``allowed``."""
+    choices = list(allowed)  # type: ignore[call-overload]
+    if value not in choices:
+        raise UsageError(f"{field}={value!r} is unknown; allowed: {', '.join(map(str, choices))}")
+
+
+def check_range(field: str, value: float, low: float, high: float) -> None:
+    """Raise :class:`UsageError` naming field, value and bounds unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        raise UsageError(f"{field}={value!r} is out of range; allowed: {low} to {high}")

@@ -1,8 +1,7 @@
 """The commands of ``delta-dit`` and the function each one runs."""
 
-from frugal_shared.cli import Commands, run_cli
-
 from delta_dit.configs import TrainDemoConfig
+from frugal_shared.cli import Commands, run_cli
 
 COMMANDS: Commands = {
     "train-demo": (TrainDemoConfig, "delta_dit.train:train"),

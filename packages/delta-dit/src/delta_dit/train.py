@@ -10,12 +10,12 @@ import time
 import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from diffusers.training_utils import EMAModel
-from frugal_shared.datasets import TexturedDigits
-from frugal_shared.run import Run
-from frugal_shared.seeds import generator
 
 from delta_dit.configs import TrainDemoConfig
 from delta_dit.pixel import PixelDiTPipeline
+from frugal_shared.datasets import TexturedDigits
+from frugal_shared.run import Run
+from frugal_shared.seeds import generator
 
 HEAD_WIDTH = 32
 LABEL_DROP = 0.1  # share of labels replaced by the empty one, for classifier-free guidance

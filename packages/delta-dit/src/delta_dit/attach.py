@@ -9,6 +9,7 @@ in mid-run, a scheduler that does not know where it is.
 """
 
 import inspect
+import itertools
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ class DeltaCache:
         return call
 
     def _wanted(self, step: int) -> tuple[Range, ...]:
-        """Return the ranges to record; a step that was to reuse and could not, stands in for the full step before it."""
+        """Return the ranges to record; a step that could not reuse stands in for the full step before it."""
         assert self.plan is not None
         return next(a.records for a in reversed(self.plan.actions[: step + 1]) if isinstance(a, Full))
 
@@ -131,7 +132,7 @@ class DeltaCache:
         """Split a range where no single sum of Δ can span it."""
         start, stop = blocks
         cuts = [start, *(i for i in range(start + 1, stop) if self.blocks[i].opens_piece), stop]
-        return list(zip(cuts, cuts[1:], strict=False))
+        return list(itertools.pairwise(cuts))
 
     def _keep(self) -> int:
         assert self.plan is not None

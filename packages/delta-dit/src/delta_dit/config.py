@@ -20,7 +20,8 @@ class DeltaCacheConfig:
         schedule: ``"generic"`` keeps the sensitive first and last steps full and reuses all blocks between (the better
             picture in our measurements); ``"paper"`` reuses rear blocks early and front blocks late at a fixed
             interval; ``"front"``, ``"rear"`` and ``"middle"`` reuse one fixed range.
-        interval: N, every how many steps all blocks run, for the schedules with a fixed interval; default: from the speed-up.
+        interval: N, every how many steps all blocks run, for the schedules with a fixed interval; default: from
+            the speed-up.
         cached_blocks: N_c, how many blocks a reuse step does not run, likewise.
         early_steps: the boundary b: how many of the steps count as early, for ``"paper"``; default: 40 %.
         plan: use this plan instead of all of the above, e.g. a calibrated one.

@@ -9,6 +9,7 @@ rounding of its budget formula and the exact meaning of its boundary b are recon
 speed-ups.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ class DeltaPlan:
         """Check that every reuse step finds a recorded Δ."""
         if self.blocks < 1 or not self.actions:
             raise ValueError(
-                f"a plan of {len(self.actions)} steps and {self.blocks} blocks; allowed: 1 or more of each"
+                f"{len(self.actions)} steps of {self.blocks} blocks make no plan; allowed: 1 or more of each"
             )
         if self.levels is not None and len(self.levels) != len(self.actions):
             raise ValueError(f"a plan has {len(self.levels)} noise levels for {len(self.actions)} steps")
@@ -84,9 +85,7 @@ class DeltaPlan:
             if isinstance(action, Full):
                 recorded = set(action.records)
             elif action.range not in recorded:
-                raise ValueError(
-                    f"step {step} reuses blocks {list(action.range)}, which the last full step did not record"
-                )
+                raise ValueError(f"step {step} reuses blocks {list(action.range)}, not recorded by the last full step")
             elif action.order not in (0, 1):
                 raise ValueError(f"step {step} has order {action.order}; allowed: 0 or 1")
 
@@ -147,7 +146,7 @@ class DeltaPlan:
             return self
         # Step i of the new schedule covers the cell [edges[i], edges[i + 1]) of the old one, in units of old steps.
         at = [_position(self.levels, level) for level in levels]
-        edges = [-0.5, *((a + b) / 2 for a, b in zip(at, at[1:])), self.steps - 0.5]
+        edges = [-0.5, *((a + b) / 2 for a, b in itertools.pairwise(at)), self.steps - 0.5]
         reuses: list[Reuse | None] = []
         debt = 0.0
         for position, low, high in zip(at, edges, edges[1:]):
@@ -315,7 +314,7 @@ def _check_speedup(speedup: float, steps: int) -> None:
 
 
 def _needed(reuses: Sequence[Reuse | None], step: int) -> tuple[Range, ...]:
-    """Return the ranges that are reused between the full step ``step`` and the next one or, if order 1, the one after."""
+    """Return the ranges reused from the full step ``step``: until the next one or, with order 1, the one after."""
     ranges: list[Range] = []
     full_seen = 0
     for reuse in reuses[step + 1 :]:
@@ -334,7 +333,7 @@ def _width(action: Action) -> int:
 
 def _position(levels: Sequence[float], level: float) -> float:
     """Return where ``level`` lies among the falling ``levels``, as a fractional index; linear between them."""
-    for index, (high, low) in enumerate(zip(levels, levels[1:])):
+    for index, (high, low) in enumerate(itertools.pairwise(levels)):
         if level >= low:
             return index + min(1.0, max(0.0, (high - level) / (high - low))) if high > low else float(index)
     return float(len(levels) - 1)

@@ -20,3 +20,10 @@ def check_range(field: str, value: float, low: float, high: float) -> None:
     """Raise :class:`UsageError` naming field, value and bounds unless ``low <= value <= high``."""
     if not low <= value <= high:
         raise UsageError(f"{field}={value!r} is out of range; allowed: {low} to {high}")
+
+
+def check_positive(config: object, *fields: str) -> None:
+    """Raise :class:`UsageError` naming the first of the fields that is not above 0."""
+    for field in fields:
+        if not getattr(config, field) > 0:
+            raise UsageError(f"{field}={getattr(config, field)!r} is not possible; allowed: above 0")

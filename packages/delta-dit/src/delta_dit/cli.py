@@ -1,10 +1,12 @@
 """The commands of ``delta-dit`` and the function each one runs."""
 
-from delta_dit.configs import TrainDemoConfig
+from delta_dit.configs import DemoConfig, TrainDemoConfig, TrainJudgeConfig
 from frugal_shared.cli import Commands, run_cli
 
 COMMANDS: Commands = {
+    "demo": (DemoConfig, "delta_dit.demo:demo"),
     "train-demo": (TrainDemoConfig, "delta_dit.train:train"),
+    "train-judge": (TrainJudgeConfig, "delta_dit.judge:train"),
 }
 
 

@@ -1,0 +1,157 @@
+"""The models that the commands sample from: the embedded ones, and any diffusers pipeline by hub name or folder.
+
+A :class:`Sampler` hides what differs between pipelines, labels or prompts, pixels or latents, behind one call. Sample
+number i of a seed is the same image whatever batch or process draws it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+)
+from frugal_shared.errors import RunError, UsageError
+from frugal_shared.seeds import derived_seed, sample_generators
+from torch import Tensor, nn
+
+from delta_dit.pixel import load_embedded
+
+GATE_STD = 0.5  # of random weights that open or close a block; at their usual near-zero the blocks would not matter
+
+
+@dataclass
+class Sampler:
+    """A pipeline that draws images for conditions, deterministically per sample.
+
+    Args:
+        name: what the user called it.
+        pipe: the pipeline.
+        conditions: what it can draw: class numbers, or prompts.
+        argument: name of the pipeline's argument that takes the conditions.
+        steps: default number of sampling steps.
+        guidance: default guidance scale.
+    """
+
+    name: str
+    pipe: DiffusionPipeline
+    conditions: list[Any]
+    argument: str
+    steps: int = 20
+    guidance: float = 4.5
+    extra: Callable[[int], dict[str, Any]] | None = None
+
+    def draw(
+        self, seed: int, indices: range, *, steps: int | None = None, guidance: float | None = None, latents: bool = False
+    ) -> Tensor:
+        """Draw samples number ``indices`` of ``seed``; sample i takes condition i mod their number.
+
+        Returns:
+            Images ``(B, 3, H, W)`` in [0, 1] on the CPU or, if ``latents``, what the transformer's loop ended with.
+        """
+        conditions = [self.conditions[index % len(self.conditions)] for index in indices]
+        given = {self.argument: conditions} if self.extra is None else self.extra(len(indices))
+        images = self.pipe(
+            **given,
+            num_inference_steps=self.steps if steps is None else steps,
+            guidance_scale=self.guidance if guidance is None else guidance,
+            generator=sample_generators(seed, indices),
+            output_type="latent" if latents else "pt",
+        ).images
+        return torch.as_tensor(images).float().cpu()
+
+    def labels(self, indices: range) -> Tensor:
+        """Return the class number of each sample ``(B,)``, for models that draw classes."""
+        return torch.tensor([self.conditions[index % len(self.conditions)] for index in indices])
+
+
+def load_sampler(name: str, *, random_weights: bool = False, device: str | torch.device = "cpu") -> Sampler:
+    """Return the sampler called ``name``.
+
+    Args:
+        name: ``demo``, ``dit-xl-2-256``, ``pixart-alpha-512``, a hub name, or a local folder.
+        random_weights: the named architecture with random weights: right for speed and counts, meaningless as pictures.
+        device: where to put it.
+
+    Raises:
+        UsageError: random weights of a model whose architecture is not built in.
+        RunError: the model cannot be loaded, e.g. without network.
+    """
+    if random_weights and name not in _RANDOM:
+        raise UsageError(f"model={name!r} has no random weights; allowed: {', '.join(_RANDOM)}")
+    sampler = _RANDOM[name]() if random_weights else _EMBEDDED[name]() if name in _EMBEDDED else _pretrained(name)
+    sampler.pipe.set_progress_bar_config(disable=True)
+    sampler.pipe.to(device)
+    return sampler
+
+
+def _demo() -> Sampler:
+    return Sampler("demo", load_embedded(), list(range(40)), "class_labels", guidance=1.5)
+
+
+def _pretrained(name: str) -> Sampler:
+    name = {"dit-xl-2-256": "facebook/DiT-XL-2-256", "pixart-alpha-512": "PixArt-alpha/PixArt-XL-2-512x512"}.get(name, name)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(name)
+    except Exception as error:  # hub, network, file and format errors share no base class
+        where = "a folder that is not a pipeline" if Path(name).exists() else "neither a folder nor reachable on the hub"
+        raise RunError(f"model={name!r} is {where}; allowed: {', '.join(_EMBEDDED)}, a hub name, or a folder") from error
+    transformer = getattr(pipe, "transformer", None)
+    if transformer is None:
+        raise UsageError(f"model={name!r} is a {type(pipe).__name__} without a transformer")
+    if hasattr(transformer.config, "num_embeds_ada_norm") and not hasattr(pipe, "tokenizer"):
+        return Sampler(name, pipe, list(range(transformer.config.num_embeds_ada_norm)), "class_labels", guidance=4.0)
+    return Sampler(name, pipe, ["a photograph of an astronaut riding a horse"], "prompt")
+
+
+def _random_dit() -> Sampler:
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=32
+    )
+    open_gates(transformer)
+    vae = AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=32)
+    pipe = DiTPipeline(transformer, vae, DPMSolverMultistepScheduler())
+    return Sampler("dit-xl-2-256", pipe, list(range(1000)), "class_labels", guidance=4.0)
+
+
+def _random_pixart() -> Sampler:
+    transformer = PixArtTransformer2DModel(sample_size=64, use_additional_conditions=False, caption_channels=4096)
+    open_gates(transformer)
+    vae = AutoencoderKL(block_out_channels=(32, 32, 32, 32), latent_channels=4, norm_num_groups=32)
+    pipe = PixArtAlphaPipeline(None, None, vae, transformer, DPMSolverMultistepScheduler())  # type: ignore[arg-type]
+
+    def embeddings(count: int) -> dict[str, Any]:
+        random = torch.Generator().manual_seed(derived_seed(0, 1))
+        prompt = torch.randn(2, 120, 4096, generator=random)
+        mask = torch.ones(count, 120)
+        return {
+            "prompt": None,
+            "negative_prompt": None,
+            "prompt_embeds": prompt[:1].expand(count, -1, -1),
+            "prompt_attention_mask": mask,
+            "negative_prompt_embeds": prompt[1:].expand(count, -1, -1),
+            "negative_prompt_attention_mask": mask,
+            "use_resolution_binning": False,
+        }
+
+    return Sampler("pixart-alpha-512", pipe, [""], "prompt", extra=embeddings)
+
+
+def open_gates(transformer: nn.Module) -> None:
+    """Give the gates and modulations of a randomly initialised transformer weights that let its blocks matter."""
+    random = torch.Generator().manual_seed(0)
+    for name, parameter in transformer.named_parameters():
+        if "scale_shift_table" in name or "norm1.linear" in name or "adaln" in name.lower():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=random) * GATE_STD / parameter.shape[-1] ** 0.5)
+
+
+_EMBEDDED: dict[str, Callable[[], Sampler]] = {"demo": _demo}
+_RANDOM: dict[str, Callable[[], Sampler]] = {"dit-xl-2-256": _random_dit, "pixart-alpha-512": _random_pixart}

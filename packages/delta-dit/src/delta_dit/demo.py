@@ -1,10 +1,8 @@
 """``delta-dit demo``: the same seeds uncached, with fewer steps, and with two Δ-DiT schedules, at the same cost."""
 
+from typing import Any
+
 import numpy as np
-from frugal_shared.checkpoint import write_bytes
-from frugal_shared.report import Figure, Report, grid
-from frugal_shared.run import Run
-from frugal_shared.timing import compare
 from matplotlib.figure import Figure as Plot
 from safetensors.torch import save
 from torch import Tensor
@@ -15,6 +13,10 @@ from delta_dit.judge import load_judge
 from delta_dit.methods import Method, draw_all, macs, quality, to_bytes
 from delta_dit.models import Sampler, load_sampler
 from delta_dit.plan import DeltaPlan, Reuse
+from frugal_shared.checkpoint import write_bytes
+from frugal_shared.report import Figure, Report, grid
+from frugal_shared.run import Run
+from frugal_shared.timing import compare
 
 UNCACHED, FEWER, PAPER, OURS = "uncached", "fewer steps", "Δ-DiT, paper's schedule", "Δ-DiT, sensitive steps full"
 SHOWN = 12  # pictures per method in the report
@@ -71,12 +73,10 @@ def cost(method: Method, reference: Method, sampler: Sampler, config: DemoConfig
     }
 
 
-def flat(rows: list[dict], config: DemoConfig) -> dict[str, float | None]:
+def flat(rows: list[dict], config: DemoConfig) -> dict[str, Any]:
     """Return the results as flat floats: ours under plain names, the others with their method as a prefix."""
     prefixes = {UNCACHED: "uncached_", FEWER: "fewer_steps_", PAPER: "paper_", OURS: ""}
-    values = {
-        prefixes[row["method"]] + key: value for row in rows for key, value in row.items() if key != "method"
-    }
+    values = {prefixes[row["method"]] + key: value for row in rows for key, value in row.items() if key != "method"}
     return values | {"samples": config.samples, "seed": config.seed}
 
 
@@ -105,9 +105,7 @@ def report(rows: list[dict], images: dict[str, Tensor], sampler: Sampler, config
     page.slider(
         Figure(tiles[UNCACHED], "uncached"), Figure(tiles[PAPER], "paper's schedule"), "Look for changed strokes."
     )
-    page.figures(
-        [Figure(tiles[FEWER], caption(by_name[FEWER])), Figure(tiles[PAPER], caption(by_name[PAPER]))]
-    )
+    page.figures([Figure(tiles[FEWER], caption(by_name[FEWER])), Figure(tiles[PAPER], caption(by_name[PAPER]))])
     page.section("Which blocks run when")
     page.figures([Figure(schedule_plot(sampler, config), "Dark: the block runs. Light: its Δ is added instead.")])
     page.note(
@@ -147,14 +145,14 @@ def difference(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def schedule_plot(sampler: Sampler, config: DemoConfig) -> Plot:
     """Draw the plans: steps to the right, blocks upwards."""
     blocks = len(sampler.pipe.transformer.transformer_blocks)
-    cached = [method for method in methods(config) if method.cache is not None]
-    plot = Plot(figsize=(8, 1.6 * len(cached)), layout="constrained")
-    for axes, method in zip(plot.subplots(len(cached), 1, sharex=True), cached):
-        plan = method.cache.plan_for(method.steps, blocks)
+    plans = {m.name: m.cache.plan_for(m.steps, blocks) for m in methods(config) if m.cache is not None}
+    plot = Plot(figsize=(8, 1.6 * len(plans)), layout="constrained")
+    panels = plot.subplots(len(plans), 1, sharex=True)
+    for axes, (name, plan) in zip(panels, plans.items()):
         axes.imshow(runs(plan).T, origin="lower", aspect="auto", cmap="Blues", vmin=-0.25, vmax=1.25)
-        axes.set_title(method.name, loc="left", fontsize=9)
+        axes.set_title(name, loc="left", fontsize=9)
         axes.set_ylabel("block")
-    axes.set_xlabel("sampling step (noise to the left)")
+    panels[-1].set_xlabel("sampling step (noise to the left)")
     return plot
 
 

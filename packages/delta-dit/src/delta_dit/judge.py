@@ -5,18 +5,19 @@ somebody else reads the digit that was asked for. ``delta-dit train-judge`` is t
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from frugal_shared.checkpoint import write_bytes
-from frugal_shared.datasets import TEXTURES, TexturedDigits
-from frugal_shared.run import Run
-from frugal_shared.seeds import generator
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from delta_dit.configs import TrainJudgeConfig
 from delta_dit.pixel import embedded_folder
+from frugal_shared.checkpoint import write_bytes
+from frugal_shared.datasets import TEXTURES, TexturedDigits
+from frugal_shared.run import Run
+from frugal_shared.seeds import generator
 
 FOLDER = "textured-digits-judge"
 _AUGMENT = 1  # stream of random numbers
@@ -31,7 +32,7 @@ class Judge(nn.Module):
         self.features = nn.Sequential(
             *(
                 layer
-                for before, after in zip(widths, widths[1:])
+                for before, after in pairwise(widths)
                 for layer in (nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2))
             ),
             nn.Flatten(),
@@ -40,7 +41,7 @@ class Judge(nn.Module):
         self.texture = nn.Linear(64 * 4 * 4, len(TEXTURES))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images ``(B, 3, 32, 32)`` in [0, 1] to logits ``(B, 10)`` of the outline and ``(B, 4)`` of the texture."""
+        """Map images ``(B, 3, 32, 32)`` in [0, 1] to logits of the outline ``(B, 10)`` and the texture ``(B, 4)``."""
         features = self.features(images)
         return self.outline(features), self.texture(features)
 
@@ -92,15 +93,16 @@ def train(config: TrainJudgeConfig) -> None:
             if (step + 1) % 500 == 0:
                 run.save(step + 1, {"model": judge.state_dict(), "optimizer": optimizer.state_dict()}, keep=2)
         images, labels = TexturedDigits("test", config.seed).batch(0, 2000)
-        outline, texture = judge.eval().reads(images, labels)
+        outline, texture = (right.double().mean().item() for right in judge.eval().reads(images, labels))
         write_bytes(run.folder / "judge.safetensors", save(judge.state_dict()))
-        run.finish({"outline_accuracy": outline.float().mean().item(), "texture_accuracy": texture.float().mean().item()})
+        run.finish({"outline_accuracy": outline, "texture_accuracy": texture})
 
 
 def augment(images: Tensor, random: torch.Generator) -> Tensor:
     """Turn, shift and dirty the images a little: drawn digits are not centred and not free of noise."""
     count = len(images)
-    angle, x, y, noise = (torch.rand(4, count, generator=random) * 2 - 1) * torch.tensor([[0.2], [0.12], [0.12], [0.06]])
+    largest = torch.tensor([[0.2], [0.12], [0.12], [0.06]])  # radians, half widths, half widths, standard deviation
+    angle, x, y, noise = (torch.rand(4, count, generator=random) * 2 - 1) * largest
     cos, sin = angle.cos(), angle.sin()
     transform = torch.stack([torch.stack([cos, -sin, x], 1), torch.stack([sin, cos, y], 1)], 1)  # (B, 2, 3)
     grid = F.affine_grid(transform, list(images.shape), align_corners=False)

@@ -5,8 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from frugal_shared.evaluation import chunks, gather_chunks
-from frugal_shared.run import Run
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,6 +12,8 @@ from delta_dit.attach import disable_delta_cache, enable_delta_cache
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.judge import Judge
 from delta_dit.models import Sampler
+from frugal_shared.evaluation import chunks, gather_chunks
+from frugal_shared.run import Run
 
 IDENTICAL_DB = 100.0  # what two identical images count as: their PSNR is infinite and has no mean
 

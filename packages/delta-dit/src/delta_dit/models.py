@@ -19,11 +19,11 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
 )
-from frugal_shared.errors import RunError, UsageError
-from frugal_shared.seeds import derived_seed, sample_generators
 from torch import Tensor, nn
 
 from delta_dit.pixel import load_embedded
+from frugal_shared.errors import RunError, UsageError
+from frugal_shared.seeds import derived_seed, sample_generators
 
 GATE_STD = 0.5  # of random weights that open or close a block; at their usual near-zero the blocks would not matter
 
@@ -42,7 +42,7 @@ class Sampler:
     """
 
     name: str
-    pipe: DiffusionPipeline
+    pipe: Any
     conditions: list[Any]
     argument: str
     steps: int = 20
@@ -50,7 +50,13 @@ class Sampler:
     extra: Callable[[int], dict[str, Any]] | None = None
 
     def draw(
-        self, seed: int, indices: range, *, steps: int | None = None, guidance: float | None = None, latents: bool = False
+        self,
+        seed: int,
+        indices: range,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        latents: bool = False,
     ) -> Tensor:
         """Draw samples number ``indices`` of ``seed``; sample i takes condition i mod their number.
 
@@ -98,12 +104,12 @@ def _demo() -> Sampler:
 
 
 def _pretrained(name: str) -> Sampler:
-    name = {"dit-xl-2-256": "facebook/DiT-XL-2-256", "pixart-alpha-512": "PixArt-alpha/PixArt-XL-2-512x512"}.get(name, name)
     try:
-        pipe = DiffusionPipeline.from_pretrained(name)
+        pipe = DiffusionPipeline.from_pretrained(_HUB_NAMES.get(name, name))
     except Exception as error:  # hub, network, file and format errors share no base class
-        where = "a folder that is not a pipeline" if Path(name).exists() else "neither a folder nor reachable on the hub"
-        raise RunError(f"model={name!r} is {where}; allowed: {', '.join(_EMBEDDED)}, a hub name, or a folder") from error
+        where = "not the folder of a pipeline" if Path(name).exists() else "neither a folder nor reachable on the hub"
+        allowed = f"{', '.join(_EMBEDDED)}, a hub name, or a pipeline's folder"
+        raise RunError(f"model={name!r} is {where}; allowed: {allowed}") from error
     transformer = getattr(pipe, "transformer", None)
     if transformer is None:
         raise UsageError(f"model={name!r} is a {type(pipe).__name__} without a transformer")
@@ -125,8 +131,11 @@ def _random_dit() -> Sampler:
 def _random_pixart() -> Sampler:
     transformer = PixArtTransformer2DModel(sample_size=64, use_additional_conditions=False, caption_channels=4096)
     open_gates(transformer)
-    vae = AutoencoderKL(block_out_channels=(32, 32, 32, 32), latent_channels=4, norm_num_groups=32)
-    pipe = PixArtAlphaPipeline(None, None, vae, transformer, DPMSolverMultistepScheduler())  # type: ignore[arg-type]
+    channels: Any = (32, 32, 32, 32)  # a small decoder to as many pixels as the real one's
+    vae = AutoencoderKL(block_out_channels=channels, latent_channels=4, norm_num_groups=32)
+    scheduler: Any = DPMSolverMultistepScheduler()
+    absent: Any = None  # tokenizer and text encoder: the embeddings below stand in for them
+    pipe = PixArtAlphaPipeline(absent, absent, vae, transformer, scheduler)
 
     def embeddings(count: int) -> dict[str, Any]:
         random = torch.Generator().manual_seed(derived_seed(0, 1))
@@ -153,5 +162,6 @@ def open_gates(transformer: nn.Module) -> None:
             parameter.data.copy_(torch.randn(parameter.shape, generator=random) * GATE_STD / parameter.shape[-1] ** 0.5)
 
 
+_HUB_NAMES = {"dit-xl-2-256": "facebook/DiT-XL-2-256", "pixart-alpha-512": "PixArt-alpha/PixArt-XL-2-512x512"}
 _EMBEDDED: dict[str, Callable[[], Sampler]] = {"demo": _demo}
 _RANDOM: dict[str, Callable[[], Sampler]] = {"dit-xl-2-256": _random_dit, "pixart-alpha-512": _random_pixart}

@@ -5,6 +5,7 @@ The embedded model is one: 32×32 RGB, small enough for a laptop, and otherwise 
 
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler, ImagePipelineOutput
@@ -61,7 +62,8 @@ class PixelDiTPipeline(DiffusionPipeline):
         sample = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         sample = sample * self.scheduler.init_noise_sigma
-        for t in self.progress_bar(self.scheduler.timesteps):
+        progress_bar: Any = self.progress_bar
+        for t in progress_bar(self.scheduler.timesteps):
             model_input = self.scheduler.scale_model_input(torch.cat([sample] * 2) if guided else sample, t)
             prediction = self.transformer(
                 model_input, timestep=t.expand(len(model_input)), class_labels=labels, return_dict=False

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from frugal_shared.config import RunConfig
-from frugal_shared.errors import check_positive, check_range
+from delta_dit.config import Schedule
+from frugal_shared.config import CommandConfig, RunConfig
+from frugal_shared.errors import UsageError, check_positive, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,47 @@ class TrainJudgeConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GenerateConfig(RunConfig):
+    """Draw images with the Δ-cache, one seed per sample, on one or many processes."""
+
+    output_dir: Path = Path("runs/generate")
+    """The run folder: images/000000.png …, grid.png, results."""
+    model: str = "demo"
+    """"demo", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
+    random_weights: bool = False
+    """Use the model's architecture with random weights: for speed, not for pictures."""
+    labels: tuple[int, ...] = ()
+    """Class numbers, for models that draw classes; unset: all classes in turn."""
+    prompts: Path | None = None
+    """A text file with one prompt per line, for models that draw prompts."""
+    count: int = 40
+    """How many images; the labels or prompts take turns."""
+    batch_size: int = 8
+    """Images drawn at once."""
+    steps: int | None = None
+    """Sampling steps; unset: 20."""
+    guidance: float | None = None
+    """Guidance scale; unset: the model's usual one."""
+    speedup: float = 1.6
+    """How many times fewer block evaluations; 1 draws without the cache."""
+    schedule: Schedule = "generic"
+    """Where the cache reuses, unless a plan says so."""
+    plan: Path | None = None
+    """A plan, as JSON; it replaces speedup and schedule."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "count", "batch_size")
+        if self.steps is not None:
+            check_positive(self, "steps")
+            if self.plan is None:
+                check_range("speedup", self.speedup, 1, self.steps)
+        if self.labels and self.prompts is not None:
+            raise UsageError(f"labels={self.labels!r} and prompts={str(self.prompts)!r}; allowed: one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoConfig(RunConfig):
     """Draw the same seeds uncached, with fewer steps, and with the Δ-cache, and compare."""
 
@@ -73,3 +115,74 @@ class DemoConfig(RunConfig):
         super().__post_init__()
         check_positive(self, "samples", "batch_size", "steps", "repeats")
         check_range("speedup", self.speedup, 1, self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(RunConfig):
+    """Measure what reusing each range of blocks at each step would cost, for `plan --calibration`."""
+
+    output_dir: Path = Path("runs/calibrate")
+    """The run folder; the measurement is its calibration.safetensors."""
+    model: str = "demo"
+    """demo, dit-xl-2-256, pixart-alpha-512, a hub name, or a local folder."""
+    steps: int = 20
+    """Sampling steps."""
+    guidance: float | None = None
+    """Guidance scale; unset: the model's own."""
+    samples: int = 32
+    """Images to measure on."""
+    batch_size: int = 16
+    """Images drawn at once."""
+    labels: tuple[int, ...] = ()
+    """Only these class numbers; unset: all, in turn."""
+    prompts: Path | None = None
+    """A file with one prompt a line, for models that take prompts."""
+    seed: int = 1000
+    """Of the noise; away from 0, so that results are not measured on what the plan was made with."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "samples", "batch_size")
+        check_range("steps", self.steps, 2, 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig(CommandConfig):
+    """Find which steps reuse which blocks, from a calibration or, without any model, by a fixed schedule."""
+
+    speedup: float | None = None
+    """How many times fewer block evaluations; unset: 1.6, unless an error or a PSNR is given."""
+    max_error: float | None = None
+    """Instead: the fastest plan whose images differ by at most this (root mean square ÷ that of the images)."""
+    min_psnr: float | None = None
+    """Instead: the fastest plan whose images have at least this mean PSNR in dB to the uncached ones."""
+    calibration: Path | None = None
+    """The run folder of `calibrate`; unset: a fixed schedule."""
+    refine: bool = True
+    """With a calibration: try the best plans on the model itself, and improve the winner."""
+    samples: int = 24
+    """Images that --refine compares plans on."""
+    evaluations: int = 150
+    """How many plans --refine may try."""
+    schedule: Schedule = "generic"
+    """Without a calibration: which schedule."""
+    steps: int = 20
+    """Without a calibration: sampling steps T."""
+    blocks: int = 28
+    """Without a calibration: transformer blocks L."""
+    json: Path | None = None
+    """Write the plan to this file; unset: print it as a table."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_positive(self, "samples", "evaluations", "steps", "blocks")
+        given = [name for name in ("speedup", "max_error", "min_psnr") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} are both given; allowed: one of them")
+        if given:
+            check_positive(self, *given)
+        if self.calibration is None and given not in ([], ["speedup"]):
+            raise UsageError(f"{given[0]} needs a calibration; allowed: --calibration, or --speedup")
+        if self.calibration is not None and self.schedule != "generic":
+            raise UsageError(f"schedule={self.schedule!r} is not calibrated; allowed: --calibration or --schedule")

@@ -118,13 +118,17 @@ def _pretrained(name: str) -> Sampler:
     return Sampler(name, pipe, ["a photograph of an astronaut riding a horse"], "prompt")
 
 
+def _solver() -> Any:
+    return DPMSolverMultistepScheduler()
+
+
 def _random_dit() -> Sampler:
     transformer = DiTTransformer2DModel(
         num_attention_heads=16, attention_head_dim=72, in_channels=4, out_channels=8, num_layers=28, sample_size=32
     )
     open_gates(transformer)
     vae = AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=32)
-    pipe = DiTPipeline(transformer, vae, DPMSolverMultistepScheduler())
+    pipe = DiTPipeline(transformer, vae, _solver())
     return Sampler("dit-xl-2-256", pipe, list(range(1000)), "class_labels", guidance=4.0)
 
 
@@ -133,9 +137,8 @@ def _random_pixart() -> Sampler:
     open_gates(transformer)
     channels: Any = (32, 32, 32, 32)  # a small decoder to as many pixels as the real one's
     vae = AutoencoderKL(block_out_channels=channels, latent_channels=4, norm_num_groups=32)
-    scheduler: Any = DPMSolverMultistepScheduler()
     absent: Any = None  # tokenizer and text encoder: the embeddings below stand in for them
-    pipe = PixArtAlphaPipeline(absent, absent, vae, transformer, scheduler)
+    pipe = PixArtAlphaPipeline(absent, absent, vae, transformer, _solver())
 
     def embeddings(count: int) -> dict[str, Any]:
         random = torch.Generator().manual_seed(derived_seed(0, 1))

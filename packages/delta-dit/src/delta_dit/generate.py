@@ -1,0 +1,86 @@
+"""``delta-dit generate``: images by the hundred, on any number of processes, resumable."""
+
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from delta_dit.attach import delta_cache_stats, enable_delta_cache
+from delta_dit.config import DeltaCacheConfig
+from delta_dit.configs import CalibrateConfig, GenerateConfig
+from delta_dit.methods import to_bytes
+from delta_dit.models import Sampler, load_sampler
+from delta_dit.plan import DeltaPlan
+from frugal_shared.checkpoint import write_bytes
+from frugal_shared.errors import UsageError
+from frugal_shared.evaluation import chunks
+from frugal_shared.report import grid
+from frugal_shared.run import Run
+
+GRID_COLUMNS, GRID_IMAGES = 8, 64
+
+
+def generate(config: GenerateConfig) -> None:
+    """Draw the images that are not there yet, then the grid and the results."""
+    sampler = load_sampler(config.model, random_weights=config.random_weights)
+    sampler = replace(sampler, conditions=conditions(config, sampler))
+    enable_delta_cache(sampler.pipe, cache_config(config))
+    with Run(config, "delta-dit") as run:
+        accelerator = run.accelerator
+        sampler.pipe.to(accelerator.device)
+        folder = run.folder / "images"
+        shares = list(chunks(config.count, config.batch_size, accelerator.process_index, accelerator.num_processes))
+        for chunk in run.progress(shares, desc="generate"):
+            # a chunk is drawn whole or not at all, so that a resumed run draws the same batches
+            if not all(path(folder, index).exists() for index in chunk):
+                images = sampler.draw(config.seed, chunk, steps=config.steps, guidance=config.guidance)
+                for index, image in zip(chunk, images):
+                    write_bytes(path(folder, index), png(image))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shown = [np.asarray(Image.open(path(folder, i))) for i in range(min(config.count, GRID_IMAGES))]
+            grid(np.stack(shown), GRID_COLUMNS).save(run.folder / "grid.png")
+        speedup = delta_cache_stats(sampler.pipe).block_speedup
+        run.finish({"images": config.count, "block_speedup": speedup if speedup == speedup else None})
+
+
+def conditions(config: GenerateConfig | CalibrateConfig, sampler: Sampler) -> list:
+    """Return the labels or prompts that the samples take in turn.
+
+    Raises:
+        UsageError: the model draws the other kind, or there are none.
+    """
+    draws_labels = sampler.argument == "class_labels"
+    if config.labels and not draws_labels:
+        raise UsageError(f"labels={config.labels!r} mean nothing to model={config.model!r}; allowed: prompts")
+    if config.prompts is None:
+        return list(config.labels) or sampler.conditions
+    if draws_labels:
+        raise UsageError(f"prompts={str(config.prompts)!r} mean nothing to model={config.model!r}; allowed: labels")
+    lines = [line.strip() for line in config.prompts.read_text().splitlines()]
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UsageError(f"prompts={str(config.prompts)!r} is empty; allowed: one prompt per line")
+    return prompts
+
+
+def cache_config(config: GenerateConfig) -> DeltaCacheConfig:
+    """Return what the cache is told."""
+    if config.plan is not None:
+        return DeltaCacheConfig(plan=DeltaPlan.load(config.plan))
+    return DeltaCacheConfig(speedup=config.speedup, schedule=config.schedule)
+
+
+def path(folder: Path, index: int) -> Path:
+    """Return the file of sample ``index``."""
+    return folder / f"{index:06d}.png"
+
+
+def png(image: Tensor) -> bytes:
+    """Return an image ``(3, H, W)`` in [0, 1] as the bytes of a PNG file."""
+    buffer = BytesIO()
+    Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy()).save(buffer, format="png")
+    return buffer.getvalue()

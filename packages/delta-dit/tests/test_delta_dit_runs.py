@@ -1,0 +1,137 @@
+"""The commands, run as a user runs them: resume, 1 process = 2 processes, and what they say when they cannot."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from delta_dit.cli import main
+from delta_dit.plan import paper
+
+TINY = ["--steps", "4", "--blocks", "2", "--heads", "1", "--batch-size", "8", "--save-every", "2", "--cpu"]
+FEW = ["--count", "5", "--batch-size", "2", "--steps", "4", "--cpu"]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_train_demo_resumed_gives_the_same_bytes(tmp_path):
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    assert main(["train-demo", "--output-dir", str(whole), *TINY]) == 0
+    shutil.copytree(whole, halved)
+    shutil.rmtree(halved / "pipeline")
+    shutil.rmtree(halved / "checkpoints" / "step-00000004")
+    assert main(["train-demo", "--output-dir", str(halved), *TINY, "--resume"]) == 0
+    assert files(whole / "pipeline") == files(halved / "pipeline")
+
+
+def test_generate_resumed_gives_the_same_bytes(tmp_path):
+    assert main(["generate", "--output-dir", str(tmp_path / "run"), *FEW]) == 0
+    before = files(tmp_path / "run" / "images")
+    assert len(before) == 5
+    (tmp_path / "run" / "images" / "000003.png").unlink()
+    assert main(["generate", "--output-dir", str(tmp_path / "run"), *FEW, "--resume"]) == 0
+    assert files(tmp_path / "run" / "images") == before
+
+
+def test_speedup_one_draws_what_no_cache_draws(tmp_path):
+    from delta_dit.methods import to_bytes
+    from delta_dit.models import load_sampler
+
+    assert main(["generate", "--output-dir", str(tmp_path), "--speedup", "1", *FEW]) == 0
+    from PIL import Image
+
+    uncached = to_bytes(load_sampler("demo").draw(0, range(2), steps=4))
+    for index in range(2):
+        with Image.open(tmp_path / "images" / f"{index:06d}.png") as image:
+            assert list(image.getdata()) == [
+                tuple(pixel) for pixel in uncached[index].permute(1, 2, 0).reshape(-1, 3).tolist()
+            ]
+
+
+@pytest.mark.multiprocess
+def test_two_processes_draw_the_bytes_of_one(tmp_path):
+    for count in (1, 2):
+        arguments = ["generate", "--output-dir", str(tmp_path / str(count)), *FEW, "--num-processes", str(count)]
+        subprocess.run([sys.executable, "-m", "delta_dit", *arguments], check=True)
+    assert files(tmp_path / "1" / "images") == files(tmp_path / "2" / "images")
+    assert json.loads((tmp_path / "2" / "manifest.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.multiprocess
+def test_two_processes_give_the_demo_of_one(tmp_path):
+    for count in (1, 2):
+        arguments = ["demo", "--samples", "10", "--batch-size", "4", "--steps", "4", "--repeats", "1", "--cpu"]
+        arguments += ["--output-dir", str(tmp_path / str(count)), "--num-processes", str(count)]
+        subprocess.run([sys.executable, "-m", "delta_dit", *arguments], check=True)
+    one, two = (load_file(tmp_path / str(count) / "samples.safetensors") for count in (1, 2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    one, two = (json.loads((tmp_path / str(count) / "results.json").read_text()) for count in (1, 2))
+    assert one.keys() == two.keys()
+    assert {key: one[key] for key in one if "wall" not in key} == {key: two[key] for key in two if "wall" not in key}
+
+
+def test_demo_writes_the_results_that_the_gallery_reads(tmp_path):
+    arguments = ["demo", "--samples", "4", "--batch-size", "4", "--steps", "5", "--repeats", "1", "--cpu"]
+    assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["mac_speedup"] > 1.3 and results["wall_speedup"] > 0
+    assert {"psnr_db", "outline_accuracy", "texture_accuracy", "paper_psnr_db", "fewer_steps_psnr_db"} <= results.keys()
+    assert (tmp_path / "report.html").exists() and (tmp_path / "report.json").exists()
+
+
+BAD = [
+    (["generate", "--model", "no-such-model"], 1, "no-such-model"),
+    (["generate", "--model", "demo", "--random-weights"], 2, "demo"),
+    (["generate", "--labels", "40"], 2, "40"),
+    (["generate", "--speedup", "0.5"], 2, "0.5"),
+    (["generate", "--speedup", "9", "--steps", "4"], 2, "9"),
+    (["generate", "--schedule", "best"], 2, "best"),
+    (["generate", "--count", "0"], 2, "count=0"),
+    (["generate", "--plan", "no-such-plan.json"], 1, "no-such-plan.json"),
+    (["generate", "--prompts", "no-such-prompts.txt"], 2, "no-such-prompts.txt"),
+    (["generate", "--output-dir", "/dev/null/run"], 1, "/dev/null"),
+    (["generate", "--num-processes", "2"], 2, "num_processes=2"),
+    (["generate", "--num-processes", "0"], 2, "num_processes=0"),
+    (["demo", "--speedup", "21"], 2, "21"),
+    (["train-demo", "--learning-rate", "-1"], 2, "-1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "named"), BAD, ids=[" ".join(row[0][:3]) for row in BAD])
+def test_bad_input_is_one_line(arguments, code, named, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if "--output-dir" not in arguments:
+        arguments = [*arguments, "--output-dir", "run"]
+    assert main([*arguments]) == code
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1 and named in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_for_another_model_is_refused(tmp_path, capfd):
+    paper(4, 7, 2, 3).save(tmp_path / "plan.json")
+    (tmp_path / "torn.json").write_text('{"schema": 1, "blo')
+    for name, told in (("plan.json", "7 blocks"), ("torn.json", "torn.json")):
+        arguments = ["generate", "--plan", str(tmp_path / name), "--output-dir", str(tmp_path / "run"), *FEW]
+        assert main(arguments) == 2
+        assert told in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, capfd):
+    assert main(["generate", "--output-dir", str(tmp_path), *FEW]) == 0
+    before = files(tmp_path)
+    assert main(["generate", "--output-dir", str(tmp_path), *FEW]) == 2
+    assert "already holds a run" in capfd.readouterr().err
+    assert main(["generate", "--output-dir", str(tmp_path), *FEW, "--seed", "1", "--resume"]) == 2
+    assert "seed=1" in capfd.readouterr().err
+    assert files(tmp_path) == before

@@ -2,23 +2,29 @@
 
 ``digits`` are scikit-learn's 1,797 handwritten digits. ``TexturedDigits`` fills such a real outline with a procedural
 texture, so that the outline (low frequencies) and the detail (high frequencies) of a picture can be judged apart.
+``elpv`` are 2,624 real photographs of solar cells, from a package of the ``[demo]`` extra.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from frugal_shared.errors import check_choice
 from frugal_shared.seeds import generator
+from frugal_shared.weights import package_file
 
 Split = Literal["train", "val", "test"]
 SPLITS = ("train", "val", "test")
+CellType = Literal["mono", "poly"]
+CELL_TYPES = ("mono", "poly")
 
 TEXTURES = ("solid", "horizontal", "diagonal", "checks")
 INKS = ((0.95, 0.35, 0.35), (0.35, 0.9, 0.4), (0.4, 0.55, 1.0), (0.95, 0.85, 0.3), (0.9, 0.45, 0.95), (0.35, 0.9, 0.9))
@@ -26,13 +32,17 @@ BACKGROUND = 0.05
 SHADE = 0.35  # what the dark part of a texture leaves of the ink
 
 
-@cache
-def _split_indices() -> dict[str, np.ndarray]:
-    """Return row numbers per split: 55 % train, 35 % val, 10 % test, stratified by digit, always the same."""
-    labels = load_digits().target
-    train, rest = train_test_split(np.arange(len(labels)), train_size=0.55, stratify=labels, random_state=0)
-    val, test = train_test_split(rest, train_size=7 / 9, stratify=labels[rest], random_state=0)
+def _stratified(labels: np.ndarray, train_share: float, val_share: float) -> dict[str, np.ndarray]:
+    """Return row numbers per split, stratified by label, always the same; ``val_share`` is of what train leaves."""
+    train, rest = train_test_split(np.arange(len(labels)), train_size=train_share, stratify=labels, random_state=0)
+    val, test = train_test_split(rest, train_size=val_share, stratify=labels[rest], random_state=0)
     return {"train": np.sort(train), "val": np.sort(val), "test": np.sort(test)}
+
+
+@cache
+def _digit_rows() -> dict[str, np.ndarray]:
+    """Return row numbers per split: 55 % train, 35 % val, 10 % test, stratified by digit."""
+    return _stratified(load_digits(return_X_y=True)[1], 0.55, 7 / 9)
 
 
 def digits(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,9 +55,9 @@ def digits(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         UsageError: an unknown split.
     """
     check_choice("split", split, SPLITS)
-    data = load_digits()
-    rows = _split_indices()[split]
-    return torch.from_numpy(data.images[rows]).float() / 16, torch.from_numpy(data.target[rows]).long()
+    pixels, labels = load_digits(return_X_y=True)
+    rows = _digit_rows()[split]
+    return torch.from_numpy(pixels[rows]).float().view(-1, 8, 8) / 16, torch.from_numpy(labels[rows]).long()
 
 
 @dataclass(frozen=True)
@@ -107,3 +117,55 @@ def _patterns() -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     bright = torch.stack([torch.ones_like(x).bool(), y // 2 % 2 == 0, (x + y) % 3 != 0, (x // 2 + y // 2) % 2 == 0])
     return torch.where(bright, 1.0, SHADE)
+
+
+@dataclass(frozen=True, eq=False)
+class SolarCells:
+    """Electroluminescence photographs of solar cells: dark spots and lines are where a cell gives no current."""
+
+    paths: tuple[Path, ...]
+    """The photographs' files."""
+    probability: torch.Tensor
+    """``(N,)`` float32, how sure the experts were of a defect: 0 (functional), 1/3, 2/3 or 1 (defective)."""
+    cell_type: tuple[CellType, ...]
+    """Whether each cell is cut from one crystal or from many."""
+
+    def images(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Return the photographs of these rows (numbers, a mask or a slice), ``(M, 300, 300)`` uint8.
+
+        Only they are read: all 2,624 would take seconds and 236 MB.
+        """
+        chosen = torch.arange(len(self.paths))[rows].tolist()
+        images = np.empty((len(chosen), 300, 300), np.uint8)
+        for image, row in zip(images, chosen, strict=True):
+            with Image.open(self.paths[row]) as photograph:
+                image[:] = np.asarray(photograph)
+        return torch.from_numpy(images)
+
+
+def elpv(split: Split, cell_type: CellType | None = None) -> SolarCells:
+    """Return one split of ELPV: 60 % train, 20 % val, 20 % test, stratified by defect probability × cell type.
+
+    Licence CC BY-NC-SA 4.0: evaluate and fine-tune on it, never ship weights trained on it. The cells were cut out of
+    44 modules, which the labels do not name: cells of one module are in several splits.
+
+    Args:
+        split: which part.
+        cell_type: only these cells; default: both kinds.
+
+    Raises:
+        UsageError: an unknown split or cell type.
+        RunError: the ``[demo]`` extra is missing.
+    """
+    check_choice("split", split, SPLITS)
+    check_choice("cell_type", cell_type, (None, *CELL_TYPES))
+    labels = package_file("elpv-dataset", "elpv_dataset/data/labels.csv")
+    paths, probabilities, types = np.array([line.split() for line in labels.read_text().splitlines()]).T
+    rows = _stratified(np.char.add(probabilities, types), 0.6, 0.5)[split]
+    if cell_type is not None:
+        rows = rows[types[rows] == cell_type]
+    return SolarCells(
+        paths=tuple(labels.parent / path for path in paths[rows]),
+        probability=torch.from_numpy(probabilities[rows].astype(np.float32)),
+        cell_type=tuple(types[rows].tolist()),
+    )

@@ -4,9 +4,8 @@ Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted.
 """
 
 import contextlib
-import io
-import re
 import sys
+import traceback
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, Union
@@ -14,8 +13,9 @@ from typing import Annotated, Any, Union
 import tyro
 
 from frugal_shared.config import CommandConfig, ProcessConfig
-from frugal_shared.errors import RunError
+from frugal_shared.errors import RunError, check_choice
 from frugal_shared.launch import launch, report_worker_error
+from frugal_shared.options import parse_options
 
 Commands = dict[str, tuple[type[CommandConfig], str]]
 
@@ -39,15 +39,20 @@ def run_cli(program: str, commands: Commands, argv: list[str] | None = None) -> 
         return _fail(program, "interrupted", 130)
     except Exception as error:
         if "--debug" in argv:
-            raise
+            traceback.print_exc()
         return _fail(program, *_describe(error))
 
 
 def _run(program: str, commands: Commands, argv: list[str]) -> int:
-    config = _parse(program, commands, argv)
-    if isinstance(config, int):
-        return config
-    target = next(where for kind, where in commands.values() if kind is type(config))
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_help(program, commands)
+        return 0
+    name, *options = argv
+    check_choice("command", name, commands)
+    kind, target = commands[name]
+    config = parse_options(f"{program} {name}", kind, options)
+    if config is None:
+        return 0
 
     def command() -> None:
         module, function = target.split(":")
@@ -60,35 +65,14 @@ def _run(program: str, commands: Commands, argv: list[str]) -> int:
     return 0
 
 
-def _parse(program: str, commands: Commands, argv: list[str]) -> Any:
-    """Return the config, or an exit code where tyro has already answered (``--help``, a wrong option)."""
-    kinds = [
-        Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, description=kind.__doc__)]
-        for name, (kind, _) in commands.items()
+def _print_help(program: str, commands: Commands) -> None:
+    kinds: list[Any] = [
+        Annotated[kind, tyro.conf.subcommand(name, description=kind.__doc__)] for name, (kind, _) in commands.items()
     ]
-    # with a single command tyro would drop its name
-    kinds.append(Annotated[None, tyro.conf.subcommand("help", description="Show this help.")])
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            config = tyro.cli(Union[tuple(kinds)], prog=program, args=argv or ["--help"])  # type: ignore[call-overload]
-            return config if config is not None else tyro.cli(Union[tuple(kinds)], prog=program, args=["--help"])  # type: ignore[call-overload]
-    except SystemExit as exit_:
-        if not exit_.code:
-            return 0
-        return _fail(program, _one_line(complaint.getvalue()), 2)
-
-
-def _one_line(box: str) -> str:
-    """Return the words of tyro's framed message as one line, without the pointers to ``--help`` below its rule."""
-    lines = [re.sub(r"^[│|]\s?|\s*[│|]$", "", line).strip() for line in box.splitlines()]
-    words: list[str] = []
-    for line in lines:
-        if re.match(r"^[─-]{8,}", line):
-            break
-        if line and not re.match(r"^[╭╰]", line):
-            words.append(line)
-    return " ".join(words)
+    kinds.append(Annotated[None, tyro.conf.Suppress])  # of a single command tyro would not show the name
+    choice: Any = Union[tuple(kinds)]  # noqa: UP007 (a | b needs to know them here)
+    with contextlib.suppress(SystemExit):
+        tyro.cli(choice, prog=program, args=["--help"])
 
 
 def _describe(error: Exception) -> tuple[str, int]:

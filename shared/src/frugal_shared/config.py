@@ -18,7 +18,7 @@ class CommandConfig:
     """Options of every command."""
 
     debug: bool = False
-    """Show the whole traceback of an error instead of one line."""
+    """Show the traceback of an error above its one line."""
 
 
 @dataclass(frozen=True, kw_only=True)

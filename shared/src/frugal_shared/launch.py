@@ -1,23 +1,22 @@
 """Start a run on one or many processes: one option pair, ``--num-processes N`` and ``--cpu``, for every package.
 
-=====================  ==============================================================================
-asked for              what happens
-=====================  ==============================================================================
-1                      the command runs in this process
-N with ``--cpu``       ``torch.distributed.run`` (gloo) starts N workers of the same command line
-N without              ``accelerate launch`` starts one worker per GPU
-under a launcher       (``accelerate launch -m delta_dit …``, ``torchrun``) this process is a worker: it runs
-=====================  ==============================================================================
+==================  ================================================================================
+asked for           what happens
+==================  ================================================================================
+1                   the command runs in this process
+N                   ``torch.distributed.run`` starts N workers of the same command line: one per GPU, or
+                    with ``--cpu`` on the CPU (gloo)
+under a launcher    (``accelerate launch -m delta_dit …``, ``torchrun``) this process is a worker: it runs
+==================  ================================================================================
 
-``accelerate launch --cpu --num_processes 2`` starts one process only (accelerate issue 2741), hence the second row.
-Every worker checks that the world is as large as asked for.
+``accelerate launch`` is for users: from here it would let the user's own configuration file change the run, print a
+traceback per worker, and with ``--cpu --num_processes 2`` start one process only (accelerate issue 2741). The workers
+find their rank in the environment, which Accelerate reads whoever wrote it.
 """
 
 import json
 import logging
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -41,52 +40,52 @@ def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv
     Raises:
         UsageError: a world size that cannot be had.
         RunError: a worker failed.
+        KeyboardInterrupt: the workers were interrupted.
     """
+    count = config.num_processes
     if "WORLD_SIZE" in os.environ:
-        _check_world_size(config)
+        started = int(os.environ["WORLD_SIZE"])
+        if count not in (None, started):
+            raise UsageError(f"num_processes={count!r} was asked for, but the launcher started {started}")
         command()
-    elif config.num_processes in (None, 1):
+    elif count in (None, 1):
         command()
-    elif config.cpu:
-        _launch_cpu(config.num_processes or 1, module, argv)
     else:
-        _launch_gpus(config.num_processes or 1, module, argv)
+        if not config.cpu:
+            _check_gpus(count)
+        _start_workers(count, module, argv)
 
 
-def _check_world_size(config: ProcessConfig) -> None:
-    started = int(os.environ["WORLD_SIZE"])
-    if config.num_processes not in (None, started):
-        raise UsageError(f"num_processes={config.num_processes!r} was asked for, but the launcher started {started}")
+def _check_gpus(count: int) -> None:
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < count:
+        allowed = f"--cpu, or 1 to {found}" if found else "--cpu, or 1"
+        raise UsageError(f"num_processes={count} needs {count} GPUs and there are {found}; allowed: {allowed}")
 
 
-def _launch_cpu(count: int, module: str, argv: list[str]) -> None:
+def _start_workers(count: int, module: str, argv: list[str]) -> None:
+    import torch
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the one line below says it all
+    logging.disable(logging.CRITICAL)  # torch's own account of a failure; the one line below says it all
     # as many threads per worker as there are cores for it; torch.distributed.run would give each just one
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // count)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
     with tempfile.TemporaryDirectory() as folder:
         os.environ[ERROR_FILE] = f"{folder}/error.json"
         try:
             run(parse_args(["--standalone", "--nproc-per-node", str(count), "-m", module, *argv]))
         except ChildFailedError as error:
-            _, failure = error.get_first_failure()
-            raise _worker_error(Path(os.environ[ERROR_FILE]), failure.local_rank, failure.exitcode) from error
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            raise _worker_error(Path(os.environ[ERROR_FILE]), codes) from error
+        except SignalException as error:
+            raise KeyboardInterrupt from error
         finally:
             del os.environ[ERROR_FILE]
-
-
-def _launch_gpus(count: int, module: str, argv: list[str]) -> None:
-    import torch
-
-    found = torch.cuda.device_count()
-    if found < count:
-        raise UsageError(f"num_processes={count} needs {count} GPUs and there are {found}; allowed: --cpu, or 1 to {found}")
-    arguments = ["--multi_gpu", "--num_processes", str(count), "-m", module, *argv]
-    code = subprocess.run([sys.executable, "-m", "accelerate.commands.launch", *arguments]).returncode
-    if code != 0:
-        raise RunError(f"num_processes={count}: a worker ended with code {code}")
+            logging.disable(logging.NOTSET)
 
 
 def report_worker_error(message: str, code: int) -> bool:
@@ -96,15 +95,17 @@ def report_worker_error(message: str, code: int) -> bool:
         return False
     try:
         with open(path, "x") as file:  # noqa: PTH123 (the first worker to fail tells)
-            json.dump({"message": message, "code": code}, file)
+            file.write(json.dumps({"message": message, "code": code}))
     except FileExistsError:
         pass
     return True
 
 
-def _worker_error(path: Path, rank: int, code: int) -> Exception:
-    try:
-        told = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return RunError(f"worker {rank} died with code {code}")
+def _worker_error(path: Path, codes: dict[int, int]) -> Exception:
+    """Return what made the workers fail, given the exit codes of those that did (rank → code)."""
+    for rank, code in codes.items():
+        # a worker that was killed tells nothing, and what the others tell is only that they lost it
+        if code not in (1, 2) or not path.exists():
+            return RunError(f"worker {rank} died with code {code}")
+    told = json.loads(path.read_text())
     return UsageError(told["message"]) if told["code"] == 2 else RunError(told["message"])

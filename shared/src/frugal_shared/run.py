@@ -8,10 +8,10 @@
     results.json     flat floats
 """
 
+import contextlib
 import dataclasses
 import json
 import platform
-import shutil
 import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -38,14 +38,16 @@ _RECORDED = ("frugal-shared", "torch", "accelerate", "diffusers", "timm", "open-
 class Run:
     """A run and its folder, as a context manager.
 
-    Leaving it with an exception before anything was measured or saved removes the folder again, if the run made it.
+    Leaving it with an exception before anything was measured or saved removes its manifest again, and the folders that
+    were made for it.
 
     Args:
         config: the run's options; stored in the manifest.
         package: distribution name of the package that runs, e.g. ``"delta-dit"``.
 
     Raises:
-        UsageError: the folder holds a run and ``resume`` is off, or holds a run with other options.
+        UsageError: the folder holds a run and ``resume`` is off, or holds a run with other options; or the world is not
+            as large as ``config.num_processes``.
         OSError: the folder cannot be written.
     """
 
@@ -56,33 +58,30 @@ class Run:
         if config.tracker is not None:
             require_tracker(config.tracker)
         self.accelerator = Accelerator(cpu=config.cpu, log_with=config.tracker, project_dir=str(self.folder))
-        self._made: Path | None = None
+        started = self.accelerator.num_processes
+        if config.num_processes not in (None, started):
+            raise UsageError(f"num_processes={config.num_processes!r} was asked for, but this run has {started}")
+        self._made: list[Path] = []
 
     def __enter__(self) -> Self:
         """Claim the folder and write the manifest."""
         self._check_folder()
         self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-        if self.accelerator.is_main_process:
-            self._made = _first_missing(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "manifest.json", self._manifest())
-        self.accelerator.wait_for_everyone()
-        if self.config.tracker is not None:
-            values = {key: str(value) for key, value in dataclasses.asdict(self.config).items()}
-            self.accelerator.init_trackers(self.package, config=values)
+        try:
+            self._claim_folder()
+        except BaseException:
+            self._release_folder()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the trackers; take back a folder in which nothing but the manifest was written."""
-        if error is None:
-            if self.config.tracker is not None:
-                self.accelerator.end_training()
-            return
-        worth_keeping = {"metrics.jsonl", "checkpoints", "results.json"}
-        if self._made is not None and not any((self.folder / name).exists() for name in worth_keeping):
-            shutil.rmtree(self._made, ignore_errors=True)
+        """Close the trackers; give back a folder in which nothing but the manifest was written."""
+        if error is not None:
+            self._release_folder()
+        elif self.config.tracker is not None:
+            self.accelerator.end_training()
 
     def log(self, step: int, **values: float) -> None:
         """Append one line to ``metrics.jsonl`` and send it to the tracker."""
@@ -130,12 +129,33 @@ class Run:
                 f"output_dir={str(self.folder)!r} already holds a run; allowed: another folder, or --resume"
             )
         try:
-            before = json.loads(path.read_text())["config"]
-        except (ValueError, KeyError) as error:
+            manifest = json.loads(path.read_text())
+            before = {"package": manifest["package"], "command": manifest["command"], **manifest["config"]}
+        except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"output_dir={str(self.folder)!r} holds an unreadable manifest.json") from error
-        for key, value in _plain(self.config).items():
+        now = {"package": self.package, "command": type(self.config).__name__, **_plain(self.config)}
+        for key, value in now.items():
             if key not in _FREE_FIELDS and before.get(key) != value:
                 raise UsageError(f"{key}={value!r} cannot resume a run that was started with {before.get(key)!r}")
+
+    def _claim_folder(self) -> None:
+        if self.accelerator.is_main_process:
+            self._made = _missing(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "manifest.json", self._manifest())
+        self.accelerator.wait_for_everyone()
+        if self.config.tracker is not None:
+            values = {key: str(value) for key, value in dataclasses.asdict(self.config).items()}
+            self.accelerator.init_trackers(self.package, config=values)
+
+    def _release_folder(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == ["manifest.json"]:
+            (self.folder / "manifest.json").unlink()
+        for folder in self._made:
+            with contextlib.suppress(OSError):  # by now it holds something, perhaps another run
+                folder.rmdir()
 
     def _manifest(self) -> dict[str, Any]:
         accelerator = self.accelerator
@@ -143,7 +163,8 @@ class Run:
             "package": self.package,
             "command": type(self.config).__name__,
             "config": _plain(self.config),
-            "versions": {name: _version(name) for name in (self.package, *_RECORDED)} | {"python": platform.python_version()},
+            "versions": {name: _version(name) for name in (self.package, *_RECORDED)}
+            | {"python": platform.python_version()},
             "device": str(accelerator.device),
             "machine": platform.machine(),
             "seed": self.config.seed,
@@ -177,14 +198,9 @@ def _lines_until(path: Path, step: int) -> Iterable[str]:
             continue  # the line that was being written when the run was killed
 
 
-def _first_missing(folder: Path) -> Path | None:
-    """Return the topmost folder that ``mkdir(parents=True)`` would make, or None if there is none to make."""
-    missing = None
-    for path in (folder.absolute(), *folder.absolute().parents):
-        if path.exists():
-            break
-        missing = path
-    return missing
+def _missing(folder: Path) -> list[Path]:
+    """Return the folders that ``mkdir(parents=True)`` would make, the deepest first."""
+    return [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
 
 
 def _version(name: str) -> str | None:

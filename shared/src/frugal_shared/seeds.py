@@ -8,9 +8,14 @@ def derived_seed(seed: int, *index: int) -> int:
     """Return a 63-bit seed for one stream, independent between any two different ``(seed, *index)``.
 
     ``seed + index`` would make sample 1 of seed 0 the same as sample 0 of seed 1, so that "several seeds" would not be
-    several at all; numpy's SeedSequence hashes instead.
+    several at all; numpy's SeedSequence hashes instead. The index is its *spawn key*, not more of its entropy: entropy
+    is padded with zeros, which would make ``(seed, 0)`` the same as ``(seed,)``.
+
+    Args:
+        seed: 0 or more.
+        index: numbers in 0 … 2³² − 1 that name the stream, e.g. what it is for and which sample.
     """
-    high, low = np.random.SeedSequence([seed, *index]).generate_state(2, np.uint32)
+    high, low = np.random.SeedSequence(seed, spawn_key=index).generate_state(2, np.uint32)
     return (int(high) << 31) ^ int(low)
 
 

@@ -2,6 +2,7 @@
 
 An :class:`Adapter` names the ``ModuleList``s in the order in which they run. For each it says what a block returns: the
 name of the ``forward`` argument that comes back changed or, where a block returns a tuple, those names in its order.
+Short stacks that only prepare an input (text encoders, refiners) are left out and always run.
 
 A model that is not in the table is registered in a few lines::
 
@@ -29,17 +30,26 @@ H = "hidden_states"
 E = "encoder_hidden_states"
 
 
+def _never(*_: Any) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Stack:
     """One list of blocks.
 
     Args:
-        name: attribute of the transformer that holds the ``ModuleList``.
+        name: attribute of the transformer that holds the ``ModuleList``; dots reach into its parts.
         returns: what a block returns: a tensor (the argument's name), or a tuple (the arguments' names in order).
+        cut_after: ``cut_after(transformer, i)`` says whether the transformer itself looks at the output of block i (a
+            long skip connection, an adapter between two blocks) or starts another stream there. The Δ of a range is
+            then kept in two parts, before and after, so that what it looks at is right. What it merely adds or
+            replaces, whatever the stream, needs no cut: ControlNet's residuals, a fresh text per block.
     """
 
     name: str
     returns: str | tuple[str, ...] = H
+    cut_after: Callable[[Any, int], bool] = _never
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -53,52 +63,189 @@ class Adapter:
 
     Args:
         stacks: in the order of execution. A range of blocks that spans two stacks is cached as two pieces.
-        interleaved: the stacks take turns, block by block.
-        every_block: keep the Δ of each block of a range, not their sum: needed where something reads a block's output
-            in the middle of a range (long skip connections) or reshapes it there. Costs one Δ per block.
+        interleaved: the stacks take turns, block by block, and the stream is reshaped between them.
         timestep: name of the transformer's timestep argument.
+        bypass: ``bypass(kwargs)`` says whether a call with these keyword arguments is to be left alone: one that is no
+            step of the sampling (skip-layer guidance), that must run every block (it fills a key/value cache), or that
+            changes a block's output in place.
     """
 
     stacks: tuple[Stack, ...]
     interleaved: bool
-    every_block: bool
     timestep: str
+    bypass: Callable[[dict[str, Any]], bool]
 
     def __init__(
-        self, *stacks: Stack, interleaved: bool = False, every_block: bool = False, timestep: str = "timestep"
+        self,
+        *stacks: Stack,
+        interleaved: bool = False,
+        timestep: str = "timestep",
+        bypass: Callable[[dict[str, Any]], bool] = _never,
     ) -> None:
         object.__setattr__(self, "stacks", stacks)
         object.__setattr__(self, "interleaved", interleaved)
-        object.__setattr__(self, "every_block", every_block or interleaved)
         object.__setattr__(self, "timestep", timestep)
+        object.__setattr__(self, "bypass", bypass)
+
+
+def _fills_kv_cache(kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("kv_cache_mode") in ("extract", "capture_pre_rope", "inject_and_capture_post_rope")
+
+
+def _adds_residuals_in_place(kwargs: dict[str, Any]) -> bool:
+    return kwargs.get("controlnet_single_block_samples") is not None
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "AuraFlowTransformer2DModel": Adapter(
-        Stack("joint_transformer_blocks", (E, H)), Stack("single_transformer_blocks")
+    # One stream.
+    **dict.fromkeys(
+        (
+            "AllegroTransformer3DModel",
+            "CosmosTransformer3DModel",
+            "DiTTransformer2DModel",
+            "Krea2Transformer2DModel",
+            "LTXVideoTransformer3DModel",
+            "MiniMaxH3Transformer3DModel",
+            "MiniMaxMusic3Transformer1DModel",
+            "NucleusMoEImageTransformer2DModel",
+            "PixArtTransformer2DModel",
+            "PriorTransformer",
+            "SanaTransformer2DModel",
+            "SanaVideoTransformer3DModel",
+            "StableAudio3DiTModel",
+            "StableAudioDiTModel",
+            "Transformer2DModel",
+        ),
+        Adapter(Stack("transformer_blocks")),
     ),
-    "CogVideoXTransformer3DModel": Adapter(Stack("transformer_blocks", (H, E))),
-    "CogView4Transformer2DModel": Adapter(Stack("transformer_blocks", (H, E))),
-    "DiTTransformer2DModel": Adapter(Stack("transformer_blocks")),
-    "FluxTransformer2DModel": Adapter(Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks", (E, H))),
-    # the second half of its blocks reads the outputs of the first
-    "HunyuanDiT2DModel": Adapter(Stack("blocks"), every_block=True),
-    "HunyuanVideoTransformer3DModel": Adapter(
-        Stack("transformer_blocks", (H, E)), Stack("single_transformer_blocks", (H, E))
+    **dict.fromkeys(
+        ("QwenImage21Transformer2DModel", "SanaWMLTX2RefinerTransformer3DModel"),
+        Adapter(Stack("transformer_blocks"), bypass=_fills_kv_cache),
     ),
-    "LTXVideoTransformer3DModel": Adapter(Stack("transformer_blocks")),
-    # space and time take turns, with a reshape between them
+    **dict.fromkeys(
+        (
+            "AnyFlowTransformer3DModel",
+            "ChronoEditTransformer3DModel",
+            "HeliosTransformer3DModel",
+            "LongCatAudioDiTTransformer",
+            "PRXTransformer2DModel",
+            "SkyReelsV2Transformer3DModel",
+            "WanTransformer3DModel",
+            "WanVACETransformer3DModel",
+        ),
+        Adapter(Stack("blocks")),
+    ),
+    "AnyFlowFARTransformer3DModel": Adapter(
+        Stack("blocks"), bypass=lambda kwargs: bool((kwargs.get("kv_cache_flag") or {}).get("is_cache_step"))
+    ),
+    # the second half of the blocks takes the outputs of most of the first
+    "HunyuanDiT2DModel": Adapter(Stack("blocks", cut_after=lambda model, i: i < model.config.num_layers // 2 - 1)),
+    "SanaWMTransformer3DModel": Adapter(Stack("blocks", "x")),
+    # attention to the face after every fifth block
+    "WanAnimateTransformer3DModel": Adapter(
+        Stack("blocks", cut_after=lambda model, i: i % model.config.inject_face_latents_blocks == 0)
+    ),
+    # block 9 is left out of the unconditional call
+    "WanAnimate2Transformer3DModel": Adapter(
+        Stack("blocks", cut_after=lambda _, i: i in (8, 9)), bypass=_fills_kv_cache
+    ),
+    **dict.fromkeys(
+        (
+            "AceStepTransformer1DModel",
+            "Ideogram4Transformer2DModel",
+            "Lumina2Transformer2DModel",
+            "LuminaNextDiT2DModel",
+            "OmniGenTransformer2DModel",
+        ),
+        Adapter(Stack("layers")),
+    ),
+    **dict.fromkeys(
+        ("BriaFibo2Transformer2DModel", "ErnieImageTransformer2DModel"),
+        Adapter(Stack("layers", "x")),
+    ),
+    "ZImageTransformer2DModel": Adapter(Stack("layers", "x"), timestep="t"),
+    "Kandinsky5Transformer3DModel": Adapter(Stack("visual_transformer_blocks", "visual_embed")),
+    "Kandinsky6SRTransformer3DModel": Adapter(Stack("visual_transformer_blocks")),
     "LatteTransformer3DModel": Adapter(
         Stack("transformer_blocks"), Stack("temporal_transformer_blocks"), interleaved=True
     ),
-    "Lumina2Transformer2DModel": Adapter(Stack("layers")),
-    "MochiTransformer3DModel": Adapter(Stack("transformer_blocks", (H, E))),
-    "PixArtTransformer2DModel": Adapter(Stack("transformer_blocks")),
+    "T5FilmDecoder": Adapter(Stack("decoders", (H,)), timestep="decoder_noise_time"),
+    # Two streams: image or video, and text or audio.
+    **dict.fromkeys(
+        (
+            "CogVideoXTransformer3DModel",
+            "CogView3PlusTransformer2DModel",
+            "CogView4Transformer2DModel",
+            "EasyAnimateTransformer3DModel",
+            "HunyuanVideo15Transformer3DModel",
+            "MochiTransformer3DModel",
+        ),
+        Adapter(Stack("transformer_blocks", (H, E))),
+    ),
+    # attention to the face after every other block
+    "ConsisIDTransformer3DModel": Adapter(
+        Stack(
+            "transformer_blocks",
+            (H, E),
+            cut_after=lambda model, i: model.config.is_train_face and i % model.config.cross_attn_interval == 0,
+        )
+    ),
+    "GlmImageTransformer2DModel": Adapter(
+        Stack("transformer_blocks", (H, E)),
+        bypass=lambda kwargs: kwargs.get("kv_caches") is not None and kwargs["kv_caches"][0].mode == "write",
+    ),
+    **dict.fromkeys(
+        ("JoyImageEditPlusTransformer3DModel", "JoyImageEditTransformer3DModel"),
+        Adapter(Stack("double_blocks", (H, E))),
+    ),
+    "Cosmos3OmniTransformer": Adapter(Stack("layers", ("und_seq", "gen_seq")), timestep="vision_timesteps"),
+    "Kandinsky6Transformer3DModel": Adapter(Stack("visual_transformer_blocks", ("vis", "aud"))),
+    "LTX2VideoTransformer3DModel": Adapter(Stack("transformer_blocks", (H, "audio_hidden_states"))),
     "QwenImageTransformer2DModel": Adapter(Stack("transformer_blocks", (E, H))),
-    "SD3Transformer2DModel": Adapter(Stack("transformer_blocks", (E, H))),
-    "SanaTransformer2DModel": Adapter(Stack("transformer_blocks")),
-    "WanTransformer3DModel": Adapter(Stack("blocks")),
-    "ZImageTransformer2DModel": Adapter(Stack("layers", "x"), timestep="t"),
+    "SD3Transformer2DModel": Adapter(
+        Stack("transformer_blocks", (E, H)), bypass=lambda kwargs: kwargs.get("skip_layers") is not None
+    ),
+    # Two stacks.
+    **dict.fromkeys(
+        ("FluxTransformer2DModel", "LongCatImageTransformer2DModel", "OvisImageTransformer2DModel"),
+        Adapter(Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks", (E, H))),
+    ),
+    "BriaTransformer2DModel": Adapter(
+        Stack("transformer_blocks", (E, H)),
+        Stack("single_transformer_blocks", (E, H)),
+        bypass=_adds_residuals_in_place,
+    ),
+    **dict.fromkeys(
+        (
+            "HunyuanImageTransformer2DModel",
+            "HunyuanVideoFramepackTransformer3DModel",
+            "HunyuanVideoTransformer3DModel",
+        ),
+        Adapter(Stack("transformer_blocks", (H, E)), Stack("single_transformer_blocks", (H, E))),
+    ),
+    # the last blocks are a decoder, which starts again from the input
+    "MotifVideoTransformer3DModel": Adapter(
+        Stack("transformer_blocks", (H, E)),
+        Stack(
+            "single_transformer_blocks",
+            (H, E),
+            cut_after=lambda model, i: i + 1 == len(model.single_transformer_blocks) - model.num_decoder_layers,
+        ),
+    ),
+    "AuraFlowTransformer2DModel": Adapter(
+        Stack("joint_transformer_blocks", (E, H)), Stack("single_transformer_blocks")
+    ),
+    "BriaFiboTransformer2DModel": Adapter(Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks")),
+    "ChromaTransformer2DModel": Adapter(
+        Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks"), bypass=_adds_residuals_in_place
+    ),
+    "Flux2Transformer2DModel": Adapter(
+        Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks"), bypass=_fills_kv_cache
+    ),
+    "Flux3Transformer2DModel": Adapter(Stack("mode_blocks.image"), Stack("single_transformer_blocks", (E, H))),
+    "HiDreamImageTransformer2DModel": Adapter(
+        Stack("double_stream_blocks", (H, E)), Stack("single_stream_blocks"), timestep="timesteps"
+    ),
 }
 
 
@@ -132,23 +279,53 @@ class Block:
 
 
 def blocks_of(transformer: nn.Module) -> list[Block]:
-    """Return a transformer's blocks in the order in which they run."""
+    """Return a transformer's blocks in the order in which they run.
+
+    Raises:
+        ValueError: no adapter is known, or it names a list that the transformer does not have.
+    """
     adapter = adapter_for(transformer)
-    lists = [[(module, stack) for module in getattr(transformer, stack.name)] for stack in adapter.stacks]
+    lists = [_blocks_of_stack(transformer, stack, adapter.interleaved) for stack in adapter.stacks]
     if adapter.interleaved:
-        ordered = [block for turn in zip(*lists, strict=True) for block in turn]
-    else:
-        ordered = [block for blocks in lists for block in blocks]
-    firsts = {id(blocks[0][0]) for blocks in lists if blocks}
-    return [Block(module, stack, adapter.every_block or id(module) in firsts) for module, stack in ordered]
+        return [block for turn in zip(*lists, strict=True) for block in turn]
+    return [block for blocks in lists for block in blocks]
+
+
+def _blocks_of_stack(transformer: nn.Module, stack: Stack, every_block: bool) -> list[Block]:
+    try:
+        modules = transformer.get_submodule(stack.name)
+    except AttributeError as error:
+        raise ValueError(f"{type(transformer).__name__} has no list of blocks {stack.name!r}: {error}") from error
+    if not isinstance(modules, nn.ModuleList):
+        raise ValueError(
+            f"{stack.name!r} of {type(transformer).__name__} is {type(modules).__name__}; allowed: ModuleList"
+        )
+    opens = [every_block or i == 0 or stack.cut_after(transformer, i - 1) for i in range(len(modules))]
+    return [Block(module, stack, opens_piece) for module, opens_piece in zip(modules, opens, strict=True)]
+
+
+def argument_reader(module: nn.Module, name: str) -> Callable[[tuple, dict[str, Any]], Any]:
+    """Return a function that picks one argument out of a call of ``module.forward``; None if the call omits it.
+
+    Raises:
+        ValueError: ``forward`` takes no such argument.
+    """
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    if name not in names:
+        raise ValueError(f"{type(module).__name__}.forward takes no {name!r}; allowed: {', '.join(names)}")
+    place = names.index(name)
+
+    def read(args: tuple, kwargs: dict[str, Any]) -> Any:
+        return kwargs[name] if name in kwargs else args[place] if place < len(args) else None
+
+    return read
 
 
 def stream_reader(block: Block) -> Callable[[tuple, dict[str, Any]], Streams]:
     """Return a function that picks a block's streams out of the arguments of its ``forward``."""
-    parameters = list(inspect.signature(type(block.module).forward).parameters)[1:]
-    places = [(name, parameters.index(name)) for name in block.stack.streams]
+    readers = [argument_reader(block.module, name) for name in block.stack.streams]
 
     def read(args: tuple, kwargs: dict[str, Any]) -> Streams:
-        return tuple(kwargs[name] if name in kwargs else args[at] if at < len(args) else None for name, at in places)
+        return tuple(reader(args, kwargs) for reader in readers)
 
     return read

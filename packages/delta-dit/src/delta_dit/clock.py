@@ -1,10 +1,11 @@
-"""Where in a sampling run a transformer call stands: which step, and which of the step's calls.
+"""Where in a sampling run a transformer call stands: which run, and which step of it.
 
 Diffusers does not tell a transformer which step it is at. The scheduler knows, as a plain integer, so that reading it
 neither stalls a GPU nor changes anything; schedulers without a counter, and transformers without a scheduler, are read
 off the timestep.
 """
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -12,101 +13,130 @@ import torch
 
 
 class Position(NamedTuple):
-    """One transformer call.
+    """A step of a run. Runs are numbered, so that the start of a new one cannot be missed."""
 
-    ``branch`` counts the calls within a step: separate classifier-free guidance makes two, each with Δs of its own.
-    """
-
+    run: int
     step: int
-    branch: int
-    new_run: bool
 
 
 class Clock(Protocol):
     """Tells the position of each transformer call."""
 
-    steps: int
-    levels: Sequence[float] | None
+    @property
+    def steps(self) -> int:
+        """T: at how many timesteps a run calls the transformer. Two-call solvers (Heun, KDPM2) count both."""
+        ...
+
+    @property
+    def levels(self) -> Sequence[float] | None:
+        """Noise level of each step in [0, 1], 1 = pure noise, if known."""
+        ...
 
     def tick(self, timestep: Any) -> Position | None:
         """Return the position of the call that is about to happen, or None if it cannot be known."""
         ...
 
+    def restart(self) -> None:
+        """Take the next call for the first of a new run."""
+        ...
+
 
 class SchedulerClock:
-    """Reads a diffusers scheduler."""
+    """Reads the scheduler that a pipeline has at the moment: users swap it."""
 
-    def __init__(self, scheduler: Any) -> None:
-        self.scheduler = scheduler
-        self.timesteps: torch.Tensor | None = None
-        self.levels: list[float] | None = None
-        self.position = Position(-1, 0, True)
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = weakref.ref(pipeline)  # the pipeline holds the transformer, which holds this clock
+        self.scheduler = pipeline.scheduler
+        self.run = -1
+        self.restart()
 
     @property
     def steps(self) -> int:
-        """T: how often a run calls the transformer (per branch); two-call solvers count twice."""
-        return 0 if self.timesteps is None else len(self.timesteps)
+        """See :class:`Clock`."""
+        return len(self.levels)
+
+    def restart(self) -> None:
+        """See :class:`Clock`."""
+        self.timesteps: torch.Tensor | None = None
+        self.levels: list[float] = []
+        self.step = 0
 
     def tick(self, timestep: Any) -> Position | None:
         """See :class:`Clock`."""
-        # every run begins with set_timesteps, which makes a new tensor
-        new_run = self.scheduler.timesteps is not self.timesteps
-        if new_run:
+        pipeline = self.pipeline()
+        if pipeline is not None:
+            self.scheduler = pipeline.scheduler
+        if self.scheduler.timesteps is not self.timesteps:  # every run begins with set_timesteps: a new tensor
             self._begin()
         step = self._step(timestep)
         if step is None or not 0 <= step < self.steps:
             return None
-        last = self.position
-        if new_run or step < last.step:
-            self.position = Position(step, 0, True)
-        else:
-            self.position = Position(step, last.branch + 1 if step == last.step else 0, False)
-        return self.position
+        self.run += step < self.step  # a loop that does not set its timesteps anew
+        self.step = step
+        return Position(self.run, step)
 
     def _begin(self) -> None:
         self.timesteps = self.scheduler.timesteps
         training_steps = self.scheduler.config.get("num_train_timesteps", 1000)
-        self.levels = [float(t) / training_steps for t in self.timesteps.cpu()]
+        self.levels = [] if self.timesteps is None else [float(t) / training_steps for t in self.timesteps.cpu()]
+        self.step = 0
+        self.run += 1
 
     def _step(self, timestep: Any) -> int | None:
-        counter = getattr(self.scheduler, "step_index", None)
-        if counter is None:  # before the first step of a run
+        counts = hasattr(self.scheduler, "step_index")
+        # before the first step of a run there is at most a beginning: image-to-image enters the schedule late
+        counter = self.scheduler.step_index if counts else None
+        if counter is None:
             counter = getattr(self.scheduler, "begin_index", None)
         if counter is not None:
             return int(counter)
-        # DDIM and DDPM keep no counter, and image-to-image may begin anywhere: look the timestep up
-        assert self.timesteps is not None
-        found = (self.timesteps.cpu() == _value(timestep)).nonzero()
+        found = self._find(timestep)
+        # a model that is given its timestep in a unit of its own; image-to-image then sets begin_index
+        return 0 if found is None and counts else found
+
+    def _find(self, timestep: Any) -> int | None:
+        """Return the first step with this timestep: DDIM and DDPM keep no counter."""
+        if self.timesteps is None or timestep is None:
+            return None
+        value = torch.as_tensor(timestep).max().cpu()  # pipelines may round it to the model's dtype
+        found = (self.timesteps.cpu().to(value.dtype) == value).nonzero()
         return int(found[0]) if len(found) else None
 
 
 class TimestepClock:
-    """Counts the distinct timesteps that a bare transformer is given, each a step; a turn of direction is a new run."""
+    """Counts the distinct timesteps that a bare transformer is given, each a step; a turn of direction is a new run.
+
+    A run that breaks off and is followed by one that begins at a lower noise level cannot be told from a run that goes
+    on: enable the cache anew between them, or on a pipeline.
+    """
 
     levels = None
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
+        self.run = -1
+        self.restart()
+
+    def restart(self) -> None:
+        """See :class:`Clock`."""
         self.value: float | None = None
         self.direction = 0
-        self.position = Position(-1, 0, True)
+        self.step = 0
 
     def tick(self, timestep: Any) -> Position | None:
         """See :class:`Clock`."""
-        value, before = _value(timestep), self.value
+        if timestep is None:
+            return None
+        # the largest: some video models give tokens of known frames the timestep 0
+        value, before = float(torch.as_tensor(timestep).max()), self.value
+        if before is None or (value != before and not self._goes_on(value - before)):
+            self.restart()
+            self.run += 1
+        elif value != before:
+            self.direction = 1 if value > before else -1
+            self.step += 1
         self.value = value
-        last = self.position
-        if before is None:
-            self.position = Position(0, 0, True)
-        elif value == before:
-            self.position = Position(last.step, last.branch + 1, False)
-        else:
-            direction = 1 if value > before else -1
-            turned = self.direction not in (0, direction) or last.step + 1 >= self.steps
-            self.direction = 0 if turned else direction
-            self.position = Position(0, 0, True) if turned else Position(last.step + 1, 0, False)
-        return self.position
+        return Position(self.run, self.step)
 
-
-def _value(timestep: Any) -> float:
-    return float(timestep.flatten()[0]) if isinstance(timestep, torch.Tensor) else float(timestep)
+    def _goes_on(self, change: float) -> bool:
+        return self.direction * change >= 0 and self.step + 1 < self.steps

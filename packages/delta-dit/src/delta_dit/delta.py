@@ -22,32 +22,61 @@ class DeltaSum:
     The sum telescopes to (last output − first input) − Σ gaps, where a gap is what somebody added *between* two blocks,
     such as a ControlNet's residual: it will be added again at the reuse step and must not be counted twice. Where
     nothing was added, the next block gets the very tensor that the last one gave, and a range costs one subtraction.
+
+    Args:
+        copy: keep copies of what the blocks get and give: for models that write into those tensors afterwards.
     """
 
-    def __init__(self) -> None:
-        self.first: Streams | None = None
-        self.last: Streams = ()
+    def __init__(self, copy: bool = False) -> None:
+        self.copy = copy
+        self.first: _Kept | None = None
+        self.last: _Kept | None = None
         self.gaps: list[Tensor | None] = []
+        self.spoilt = False
+        """Whether a tensor was written into while only a reference to it was kept."""
 
-    def add(self, inputs: Streams, outputs: Streams) -> None:
-        """Take one block's streams, in the order in which the blocks run."""
-        if self.first is None:
-            self.first = inputs
+    def enter(self, inputs: Streams) -> None:
+        """Take what the next block gets, before it runs."""
+        if self.first is None or self.last is None:
+            self.first = _Kept(inputs, self.copy)
             self.gaps = [None] * len(inputs)
-        else:
-            for i, (before, after) in enumerate(zip(self.last, inputs)):
-                if before is not after and before is not None and after is not None:
-                    gap = after - before
-                    self.gaps[i] = gap if self.gaps[i] is None else self.gaps[i] + gap
-        self.last = outputs
+            return
+        self.spoilt |= self.last.changed()
+        for i, (before, after) in enumerate(zip(self.last.streams, inputs)):
+            if before is not after and before is not None and after is not None:
+                gap = after - before
+                self.gaps[i] = gap if self.gaps[i] is None else self.gaps[i] + gap
 
-    def total(self) -> Streams:
-        """Return Δ per stream; None for a stream that ended inside the range."""
-        assert self.first is not None, "no block was added"
+    def leave(self, outputs: Streams) -> None:
+        """Take what that block gives."""
+        self.last = _Kept(outputs, self.copy)
+
+    def total(self) -> Streams | None:
+        """Return Δ per stream, None for a stream that ends inside the range; None if no block ran, or if spoilt."""
+        if self.first is None or self.last is None:
+            return None
+        self.spoilt |= self.first.changed() or self.last.changed()
+        if self.spoilt:
+            return None
         return tuple(
             None if out is None or start is None else (out - start if gap is None else out - start - gap)
-            for start, out, gap in zip(self.first, self.last, self.gaps)
+            for start, out, gap in zip(self.first.streams, self.last.streams, self.gaps)
         )
+
+
+class _Kept:
+    """Streams to be read later, which nobody may have written into until then."""
+
+    def __init__(self, streams: Streams, copy: bool) -> None:
+        # under inference_mode a tensor does not know whether it was written into
+        self.streams = tuple(h.clone() if h is not None and (copy or h.is_inference()) else h for h in streams)
+        self.versions = self._versions()
+
+    def changed(self) -> bool:
+        return self.versions != self._versions()
+
+    def _versions(self) -> list[int]:
+        return [h._version for h in self.streams if h is not None and not h.is_inference()]
 
 
 def add_delta(streams: Streams, delta: Streams) -> Streams:

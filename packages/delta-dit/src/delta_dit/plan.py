@@ -12,6 +12,7 @@ speed-ups.
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,8 +135,9 @@ class DeltaPlan:
     def resample(self, levels: Sequence[float]) -> "DeltaPlan":
         """Return this plan carried over to other sampling steps by their noise levels.
 
-        Around each noise level as large a share of steps is reused as here; the reuse steps are spread evenly, so that
-        twice as many steps do not mean runs twice as long. Ranges come from the nearest level.
+        Around each noise level as large a share of steps is reused as here: a full step and the reuse steps after it
+        are one cycle, and where a cycle now has twice the steps it takes place twice, so that runs of reuse do not
+        become longer. Ranges come from the nearest level.
 
         Raises:
             ValueError: this plan does not know its own noise levels.
@@ -147,26 +149,22 @@ class DeltaPlan:
         # Step i of the new schedule covers the cell [edges[i], edges[i + 1]) of the old one, in units of old steps.
         at = [_position(self.levels, level) for level in levels]
         edges = [-0.5, *((a + b) / 2 for a, b in itertools.pairwise(at)), self.steps - 0.5]
+        shares = self._reuse_shares()
+        old = [(step, action) for step, action in enumerate(self.actions) if isinstance(action, Reuse)]
         reuses: list[Reuse | None] = []
         debt = 0.0
         for position, low, high in zip(at, edges, edges[1:]):
-            covered, action = self._reuse_within(low, high, position)
-            debt += covered
-            reuses.append(action if reuses and debt >= 0.5 else None)
-            debt -= reuses[-1] is not None
+            debt += _mean_within(shares, low, high)
+            due = bool(reuses) and debt > 1 - 1e-9
+            reuses.append(min(old, key=lambda item: abs(item[0] - position))[1] if due else None)
+            debt -= due
         return DeltaPlan.of(self.blocks, reuses, levels=tuple(levels), provenance=self.provenance)
 
-    def _reuse_within(self, low: float, high: float, position: float) -> tuple[float, Reuse | None]:
-        """Return which share of the cell is reused, and the reuse nearest to ``position`` that overlaps the cell."""
-        overlaps = [
-            (min(high, step + 0.5) - max(low, step - 0.5), step, action)
-            for step, action in enumerate(self.actions)
-            if isinstance(action, Reuse) and step - 0.5 < high and step + 0.5 > low
-        ]
-        if not overlaps or high <= low:
-            return 0.0, None
-        nearest = min(overlaps, key=lambda item: abs(item[1] - position))[2]
-        return sum(length for length, _, _ in overlaps) / (high - low), nearest
+    def _reuse_shares(self) -> list[float]:
+        """Return for each step the share of reuse steps in its cycle."""
+        starts = [step for step, action in enumerate(self.actions) if isinstance(action, Full)]
+        cycles = [stop - start for start, stop in itertools.pairwise([*starts, self.steps])]
+        return [(length - 1) / length for length in cycles for _ in range(length)]
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as plain JSON values."""
@@ -202,8 +200,8 @@ class DeltaPlan:
             raise ValueError(f"not a plan: {type(error).__name__} {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        """Write the plan as JSON: whole, or not at all."""
+        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -217,6 +215,17 @@ class DeltaPlan:
             return cls.from_json(json.loads(Path(path).read_text()))
         except ValueError as error:
             raise ValueError(f"plan {str(path)!r} cannot be used: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def paper(steps: int, blocks: int, interval: int, cached_blocks: int, early_steps: int | None = None) -> DeltaPlan:
@@ -337,6 +346,14 @@ def _position(levels: Sequence[float], level: float) -> float:
         if level >= low:
             return index + min(1.0, max(0.0, (high - level) / (high - low))) if high > low else float(index)
     return float(len(levels) - 1)
+
+
+def _mean_within(values: Sequence[float], low: float, high: float) -> float:
+    """Return the mean over [low, high) of the step function that is ``values[i]`` on [i − ½, i + ½)."""
+    if high <= low:
+        return 0.0
+    overlaps = (max(0.0, min(high, i + 0.5) - max(low, i - 0.5)) for i in range(len(values)))
+    return sum(value * overlap for value, overlap in zip(values, overlaps)) / (high - low)
 
 
 def _longest_run(steps: Sequence[int]) -> int:

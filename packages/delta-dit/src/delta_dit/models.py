@@ -21,7 +21,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from delta_dit.pixel import load_embedded
+from delta_dit.pixel import load_embedded, quiet_loading
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.seeds import derived_seed, sample_generators
 
@@ -105,7 +105,8 @@ def _demo() -> Sampler:
 
 def _pretrained(name: str) -> Sampler:
     try:
-        pipe = DiffusionPipeline.from_pretrained(_HUB_NAMES.get(name, name))
+        with quiet_loading():
+            pipe = DiffusionPipeline.from_pretrained(_HUB_NAMES.get(name, name))
     except Exception as error:  # hub, network, file and format errors share no base class
         where = "not the folder of a pipeline" if Path(name).exists() else "neither a folder nor reachable on the hub"
         allowed = f"{', '.join(_EMBEDDED)}, a hub name, or a pipeline's folder"

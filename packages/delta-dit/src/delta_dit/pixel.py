@@ -3,12 +3,16 @@
 The embedded model is one: 32×32 RGB, small enough for a laptop, and otherwise a plain ``DiTTransformer2DModel``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, DiTTransformer2DModel, DPMSolverMultistepScheduler, ImagePipelineOutput
+from diffusers import DiffusionPipeline, DiTTransformer2DModel, ImagePipelineOutput, SchedulerMixin
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 
@@ -22,7 +26,7 @@ class PixelDiTPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "transformer"
 
-    def __init__(self, transformer: DiTTransformer2DModel, scheduler: DPMSolverMultistepScheduler) -> None:
+    def __init__(self, transformer: DiTTransformer2DModel, scheduler: SchedulerMixin) -> None:
         super().__init__()
         self.register_modules(transformer=transformer, scheduler=scheduler)
 
@@ -62,6 +66,8 @@ class PixelDiTPipeline(DiffusionPipeline):
         sample = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.transformer.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         sample = sample * self.scheduler.init_noise_sigma
+        # samplers that add noise at every step, such as LCM's, must draw it from the same generators
+        noise = {"generator": generator} if "generator" in signature(self.scheduler.step).parameters else {}
         progress_bar: Any = self.progress_bar
         for t in progress_bar(self.scheduler.timesteps):
             model_input = self.scheduler.scale_model_input(torch.cat([sample] * 2) if guided else sample, t)
@@ -71,7 +77,7 @@ class PixelDiTPipeline(DiffusionPipeline):
             if guided:
                 conditional, empty = prediction.chunk(2)
                 prediction = empty + guidance_scale * (conditional - empty)
-            sample = self.scheduler.step(prediction, t, sample, return_dict=False)[0]
+            sample = self.scheduler.step(prediction, t, sample, **noise, return_dict=False)[0]
 
         images = (sample / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
@@ -98,6 +104,21 @@ def embedded_folder(name: str = "textured-digits-dit") -> Path:
 
 def load_embedded(name: str = "textured-digits-dit") -> PixelDiTPipeline:
     """Return the embedded pipeline in float32, with its progress bar off."""
-    pipe = PixelDiTPipeline.from_pretrained(embedded_folder(name), variant="fp16", torch_dtype=torch.float32)
+    with quiet_loading():
+        pipe = PixelDiTPipeline.from_pretrained(embedded_folder(name), variant="fp16", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep diffusers from writing to the terminal while it loads: what goes wrong is told by the exception."""
+    bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

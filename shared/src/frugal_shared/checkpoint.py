@@ -1,8 +1,8 @@
 """Atomic checkpoints: safetensors + JSON, under a temporary name until whole.
 
 A checkpoint is a folder ``step-00001200`` with ``tensors.safetensors`` and ``state.json``. It holds a *tree*: dicts and
-lists of tensors and plain values, such as ``{"model": model.state_dict(), "optimizer": optimizer.state_dict()}``. The
-JSON keeps the tree's shape and the hash of the tensor file; reading it executes nothing.
+lists of tensors and plain values, such as ``{"model": model.state_dict(), "optimizer": optimizer.state_dict()}``; a
+tuple comes back as a list. The JSON keeps the tree's shape and the hash of both files; reading it executes nothing.
 """
 
 import hashlib
@@ -58,13 +58,16 @@ def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 3) -> Pat
     temporary = folder / f".{target.name}"
     temporary.mkdir()
     write_bytes(temporary / "tensors.safetensors", data)
-    digest = hashlib.sha256(data).hexdigest()
-    write_json(temporary / "state.json", {"format": FORMAT, "step": step, "sha256": digest, "tree": shape})
+    state = {"format": FORMAT, "step": step, "sha256": _digest(data, step, shape), "tree": shape}
+    write_json(temporary / "state.json", state)
     if target.exists():
         shutil.rmtree(target)
     temporary.rename(target)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+    paths = _checkpoints(folder)
+    newest = paths.index(target)  # what is later was torn, or the run would have gone on from there
+    for path in paths:
+        if path not in paths[: newest + 1][-keep:]:
+            shutil.rmtree(path)
     return target
 
 
@@ -79,8 +82,8 @@ def load_checkpoint(path: Path) -> tuple[int, Any]:
         data = (path / "tensors.safetensors").read_bytes()
         if state["format"] != FORMAT:
             raise RunError(f"checkpoint {str(path)!r} has format {state['format']!r}; allowed: {FORMAT}")
-        if hashlib.sha256(data).hexdigest() != state["sha256"]:
-            raise RunError(f"checkpoint {str(path)!r} is torn: its tensors do not match their hash")
+        if _digest(data, state["step"], state["tree"]) != state["sha256"]:
+            raise RunError(f"checkpoint {str(path)!r} is torn: it does not match its hash")
         return int(state["step"]), _unpack(state["tree"], load_bytes(data))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
@@ -88,7 +91,7 @@ def load_checkpoint(path: Path) -> tuple[int, Any]:
 
 def latest_checkpoint(folder: Path) -> tuple[int, Any] | None:
     """Return ``(step, tree)`` of the newest whole checkpoint below ``folder``; torn ones are passed over."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_checkpoints(folder)):
         try:
             return load_checkpoint(path)
         except RunError:
@@ -96,20 +99,31 @@ def latest_checkpoint(folder: Path) -> tuple[int, Any] | None:
     return None
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-[0-9]*"))
+
+
+def _digest(data: bytes, step: int, shape: Any) -> str:
+    digest = hashlib.sha256(data)
+    digest.update(json.dumps([step, shape]).encode())
+    return digest.hexdigest()
+
+
 def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
+        name = f"{len(tensors)}{name}"  # numbered, because two paths can read the same: {"a/b": …} and {"a": {"b": …}}
         # a clone, because safetensors refuses two names for one memory
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {_TENSOR: name}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _pack(item, f"{name}/{key}", tensors) for key, item in value.items()}
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(isinstance(key, str | int) for key in value):
         return {_PAIRS: [[key, _pack(item, f"{name}/{key}", tensors)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
         return [_pack(item, f"{name}/{index}", tensors) for index, item in enumerate(value)]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__} (at {name!r})")
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__} (at {name or '/'!r})")
 
 
 def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

@@ -1,0 +1,169 @@
+"""The errands that concern every package: ``uvx nox -l`` lists them, ``uvx nox -s demo`` runs one.
+
+A session syncs an environment below ``.nox`` with uv and runs its commands there with ``uv run``. The sessions that
+need all packages share ``.nox/all``, because torch makes every environment 6 GB.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "none"  # uv makes the environments, see sync()
+nox.options.sessions = ["lint", "typing", "tests"]
+
+ROOT = Path(__file__).parent
+UV = os.environ.get("UV", "uv")  # uvx names itself here; it need not be on the PATH
+FOLDERS = {
+    "delta-dit": "packages/delta-dit",
+    "clipsam": "packages/clipsam",
+    "partial-finetune": "packages/partial-finetune",
+    "bdp-nas": "packages/bdp-nas",
+    "frugal-shared": "shared",
+}
+COMMANDS = [name for name in FOLDERS if name != "frugal-shared"]
+EXTRA = dict.fromkeys(COMMANDS, "run") | {"frugal-shared": "demo"}
+DEMOS = ["delta-dit"]  # the packages whose `demo` command has landed
+EVERYTHING = ["--all-packages", "--extra", "run", "--extra", "demo", "--group", "test"]
+
+each_package = nox.parametrize("package", [nox.param(name, id=name) for name in FOLDERS])
+
+
+def use(session: nox.Session, environment: str) -> str:
+    """Let ``uv run`` use ``.nox/<environment>`` for the rest of the session; return its path."""
+    path = str(ROOT / ".nox" / environment)
+    session.env.update(
+        UV_PROJECT_ENVIRONMENT=path,
+        UV_NO_SYNC="1",
+        UV_LINK_MODE="hardlink",  # container images like to set "copy": 6 GB for each environment
+        VIRTUAL_ENV=None,  # of the shell that started nox
+    )
+    return path
+
+
+def sync(session: nox.Session, environment: str, *what: str) -> None:
+    """Bring ``.nox/<environment>`` to exactly ``what``, and use it."""
+    use(session, environment)
+    session.run_install(UV, "sync", "--no-default-groups", *what)
+
+
+def run(session: nox.Session, *command: str) -> None:
+    """Run a command in the environment synced last."""
+    session.run(UV, "run", *command)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run every package's demo, and join them in runs/demo/index.html and runs/demo/results.json."""
+    sync(session, "all", *EVERYTHING)
+    folders = {name: f"runs/demo/{name}" for name in DEMOS}
+    shutil.rmtree(ROOT / "runs/demo", ignore_errors=True)
+    for name, folder in folders.items():
+        run(session, name, "demo", "--output-dir", folder, *session.posargs)
+    run(session, "python", "-m", "frugal_shared.report", "runs/demo", *folders.values())
+
+
+@nox.session
+@nox.parametrize("package", [nox.param(name, id=name) for name in [*FOLDERS, "root"]])
+def tests(session: nox.Session, package: str) -> None:
+    """Test each package beside nothing but its declared dependencies, then the workspace as a whole."""
+    if package == "root":
+        sync(session, "all", *EVERYTHING)
+        run(session, "pytest", "tests", *session.posargs)
+    else:
+        sync(session, package, "--package", package, "--extra", EXTRA[package], "--group", "test")
+        run(session, "pytest", f"{FOLDERS[package]}/tests", *session.posargs)
+
+
+@nox.session
+def multiprocess(session: nox.Session) -> None:
+    """Run only the tests that start several CPU processes; ``tests`` runs them too."""
+    sync(session, "all", *EVERYTHING)
+    run(session, "pytest", "-m", "multiprocess", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the code's rules and its format with ruff."""
+    sync(session, "lint", "--only-group", "lint")
+    run(session, "ruff", "check", *session.posargs)
+    run(session, "ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types with pyright."""
+    sync(session, "typing", *EVERYTHING, "--group", "lint")
+    run(session, "pyright", *session.posargs)
+
+
+@nox.session
+@each_package
+def minimums(session: nox.Session, package: str) -> None:
+    """Test each package with the lowest versions that it declares."""
+    environment = use(session, f"minimums-{package}")
+    session.run_install(UV, "venv", "--quiet", "--clear", "--python", "3.11", environment)
+    # not `uv sync`: the root's constraint-dependencies pin the versions that were tested, which --no-config passes over
+    install = [UV, "pip", "install", "--quiet", "--no-config", "--python", environment]
+    paths = ["./shared[demo]"] if package == "frugal-shared" else ["./shared", f"./{FOLDERS[package]}[run]"]
+    # editable, because uv keeps the wheel of a folder until its pyproject.toml changes
+    members = [f"--editable={path}" for path in paths]
+    session.run_install(*install, "--resolution", "lowest-direct", *members, "pytest>=8", "packaging>=24")
+    run(session, "pytest", f"{FOLDERS[package]}/tests", *session.posargs)
+
+
+@nox.session(venv_backend="venv", reuse_venv=False)
+@each_package
+def wheels(session: nox.Session, package: str) -> None:
+    """Build the wheels, and install each with real pip: without [run], with it, and from the two folders of a clone."""
+    with tempfile.TemporaryDirectory() as dist:
+        session.run(UV, "build", "--quiet", "--all-packages", "--no-sources", "--out-dir", dist, external=True)
+        session.install("--find-links", dist, package)
+        session.run("python", "-c", f"import {package.replace('-', '_')}")
+        if package in COMMANDS:
+            check_command_without_run(session, package)
+            session.install("--find-links", dist, f"{package}[run]")
+            session.run(package, "--help", silent=True)
+    if package in COMMANDS:
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", package, "frugal-shared")
+        session.install("./shared", f"./{FOLDERS[package]}")
+        session.run(package, "--help", silent=True)
+    shutil.rmtree(session.virtualenv.location)  # pip copies: 6 GB
+
+
+def check_command_without_run(session: nox.Session, package: str) -> None:
+    """Fail unless the bare package's command says in one line what to install."""
+    answer = str(session.run(package, "--help", silent=True, success_codes=[1])).strip()
+    if f'pip install "{package}[run]"' not in answer or "\n" in answer:
+        session.error(f"without [run], {package} --help said: {answer}")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Run packages/*/benchmarks/*.py and time every `--help`, into runs/bench."""
+    sync(session, "all", *EVERYTHING)
+    results = ROOT / "runs/bench"
+    for script in sorted(ROOT.glob("packages/*/benchmarks/*.py")):
+        run(session, "python", str(script), str(results / script.parts[-3] / script.stem))
+    programs = str(ROOT / ".nox/all" / ("Scripts" if os.name == "nt" else "bin"))
+    seconds = {name: help_seconds(str(shutil.which(name, path=programs))) for name in COMMANDS}
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "help_seconds.json").write_text(json.dumps(seconds, indent=2) + "\n")
+    session.log(f"--help, median seconds of 9: {seconds}")
+
+
+def help_seconds(program: str) -> float:
+    """Return the median wall time of nine ``program --help``, after one that warms the disk cache."""
+    times = []
+    for _ in range(10):
+        began = time.perf_counter()
+        subprocess.run([program, "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])

@@ -1,0 +1,59 @@
+"""Imports run one way: experiments → library, experiments → frugal_shared, and never from one package to another."""
+
+import ast
+import sys
+from importlib.metadata import packages_distributions
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+
+def imports(path):
+    """Return the full names of what a file imports, at its top, inside a function, or for type checkers only."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def top(names):
+    return {name.partition(".")[0] for name in names}
+
+
+def library(package):
+    """Return the files behind what ``import package`` offers: ``__init__`` and whatever it imports, and so on."""
+    files, new = set(), {package.source / "__init__.py"}
+    while new:
+        files |= new
+        names = set().union(*map(imports, new))
+        paths = {package.source.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names}
+        new = {path for path in paths if path.is_file()} - files
+    return files
+
+
+def test_a_member_imports_only_what_it_declares(member, versions):
+    declared = {canonicalize_name(Requirement(text).name) for text in member.requirements}
+    siblings = {name.replace("-", "_"): [name] for name in versions}  # editable, so that their files are not listed
+    providers = packages_distributions() | siblings
+    undeclared = [
+        f"{path.name} imports {name}"
+        for path in sorted(member.source.rglob("*.py"))
+        for name in sorted(top(imports(path)) - sys.stdlib_module_names - {member.module})
+        if not {canonicalize_name(distribution) for distribution in providers.get(name, [])} & declared
+    ]
+    assert undeclared == []
+
+
+def test_no_member_imports_a_package_beside_it(member, versions):
+    others = {name.replace("-", "_") for name in versions} - {member.module, "frugal_shared"}
+    for path in member.source.rglob("*.py"):
+        assert not top(imports(path)) & others, path
+
+
+def test_the_library_part_does_not_import_frugal_shared(package):
+    for path in library(package):
+        assert "frugal_shared" not in top(imports(path)), path

@@ -1,0 +1,86 @@
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+HEAVY = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "timm", "open_clip", "segment_anything"}
+
+# runs `python -m <module> *argv`, then prints the exit code and the imported modules as one line
+PROBE = """
+import json, runpy, sys
+module, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    print("\\n" + json.dumps([end.code, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+# as if frugal-shared were not installed
+HIDE_SHARED = "import sys; sys.modules['frugal_shared'] = None\n"
+
+
+def command(package, *argv):
+    """Run ``python -m <module> *argv``."""
+    return subprocess.run([sys.executable, "-m", package.module, *argv], capture_output=True, text=True)
+
+
+def probe(package, *argv, before=""):
+    """Return exit code, stdout, stderr and the imported modules of ``python -m <module> *argv``."""
+    arguments = [sys.executable, "-c", before + PROBE, package.module, *argv]
+    result = subprocess.run(arguments, capture_output=True, text=True)
+    *lines, last = result.stdout.splitlines()
+    code, modules = json.loads(last)
+    return code, " ".join(lines), result.stderr, modules
+
+
+def test_help_names_the_commands_and_imports_no_torch(package):
+    code, out, err, modules = probe(package, "--help")
+    assert (code, err) == (0, "")
+    assert package.name in out
+    for name in import_module(f"{package.module}.cli").COMMANDS:
+        assert name in out
+    assert package.module in modules
+    assert not HEAVY & set(modules)
+
+
+def test_help_of_every_command_imports_no_torch(package):
+    for name, (config, _) in import_module(f"{package.module}.cli").COMMANDS.items():
+        code, out, err, modules = probe(package, name, "--help")
+        assert (code, err) == (0, ""), name
+        assert "--debug" in out, f"{config} is not a CommandConfig"
+        assert not HEAVY & set(modules), name
+
+
+def test_version(package):
+    result = command(package, "--version")
+    assert (result.returncode, result.stdout) == (0, f"{package.name} {package.project['version']}\n")
+
+
+@pytest.mark.parametrize("argument", ["no-such-command", "--no-such-option"])
+def test_what_is_unknown_is_refused_in_one_line(package, argument):
+    result = command(package, argument)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{package.name}: error: ")
+    assert argument in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_unknown_option_of_a_command_is_refused_in_one_line(package):
+    for name in import_module(f"{package.module}.cli").COMMANDS:
+        result = command(package, name, "--no-such-option")
+        assert result.returncode == 2, name
+        assert "--no-such-option" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_without_frugal_shared_the_command_says_what_to_install(package):
+    code, out, err, _ = probe(package, "--help", before=HIDE_SHARED)
+    line = f'{package.name}: error: the command line needs frugal-shared: pip install "{package.name}[run]"'
+    assert (code, out.strip(), err) == (line, "", "")
+
+
+def test_without_frugal_shared_the_library_works(package):
+    names = getattr(import_module(package.module), "__all__", [])
+    code = f"{HIDE_SHARED}import {package.module} as library\nfor name in {names}:\n    getattr(library, name)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -65,9 +65,8 @@ class Adapter:
         stacks: in the order of execution. A range of blocks that spans two stacks is cached as two pieces.
         interleaved: the stacks take turns, block by block, and the stream is reshaped between them.
         timestep: name of the transformer's timestep argument.
-        bypass: ``bypass(kwargs)`` says whether a call with these keyword arguments is to be left alone: one that is no
-            step of the sampling (skip-layer guidance), that must run every block (it fills a key/value cache), or that
-            changes a block's output in place.
+        bypass: ``bypass(arguments)`` says whether a call of the transformer has to run every block whatever the plan
+            says: it fills a key/value cache.
     """
 
     stacks: tuple[Stack, ...]
@@ -88,12 +87,8 @@ class Adapter:
         object.__setattr__(self, "bypass", bypass)
 
 
-def _fills_kv_cache(kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("kv_cache_mode") in ("extract", "capture_pre_rope", "inject_and_capture_post_rope")
-
-
-def _adds_residuals_in_place(kwargs: dict[str, Any]) -> bool:
-    return kwargs.get("controlnet_single_block_samples") is not None
+def _fills_kv_cache(arguments: dict[str, Any]) -> bool:
+    return arguments.get("kv_cache_mode") in ("extract", "capture_pre_rope", "inject_and_capture_post_rope")
 
 
 ADAPTERS: dict[str, Adapter] = {
@@ -136,7 +131,7 @@ ADAPTERS: dict[str, Adapter] = {
         Adapter(Stack("blocks")),
     ),
     "AnyFlowFARTransformer3DModel": Adapter(
-        Stack("blocks"), bypass=lambda kwargs: bool((kwargs.get("kv_cache_flag") or {}).get("is_cache_step"))
+        Stack("blocks"), bypass=lambda arguments: bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
     ),
     # the second half of the blocks takes the outputs of most of the first
     "HunyuanDiT2DModel": Adapter(Stack("blocks", cut_after=lambda model, i: i < model.config.num_layers // 2 - 1)),
@@ -145,10 +140,7 @@ ADAPTERS: dict[str, Adapter] = {
     "WanAnimateTransformer3DModel": Adapter(
         Stack("blocks", cut_after=lambda model, i: i % model.config.inject_face_latents_blocks == 0)
     ),
-    # block 9 is left out of the unconditional call
-    "WanAnimate2Transformer3DModel": Adapter(
-        Stack("blocks", cut_after=lambda _, i: i in (8, 9)), bypass=_fills_kv_cache
-    ),
+    "WanAnimate2Transformer3DModel": Adapter(Stack("blocks"), bypass=_fills_kv_cache),
     **dict.fromkeys(
         (
             "AceStepTransformer1DModel",
@@ -192,7 +184,7 @@ ADAPTERS: dict[str, Adapter] = {
     ),
     "GlmImageTransformer2DModel": Adapter(
         Stack("transformer_blocks", (H, E)),
-        bypass=lambda kwargs: kwargs.get("kv_caches") is not None and kwargs["kv_caches"][0].mode == "write",
+        bypass=lambda arguments: arguments.get("kv_caches") is not None and arguments["kv_caches"][0].mode == "write",
     ),
     **dict.fromkeys(
         ("JoyImageEditPlusTransformer3DModel", "JoyImageEditTransformer3DModel"),
@@ -201,19 +193,18 @@ ADAPTERS: dict[str, Adapter] = {
     "Cosmos3OmniTransformer": Adapter(Stack("layers", ("und_seq", "gen_seq")), timestep="vision_timesteps"),
     "Kandinsky6Transformer3DModel": Adapter(Stack("visual_transformer_blocks", ("vis", "aud"))),
     "LTX2VideoTransformer3DModel": Adapter(Stack("transformer_blocks", (H, "audio_hidden_states"))),
-    "QwenImageTransformer2DModel": Adapter(Stack("transformer_blocks", (E, H))),
-    "SD3Transformer2DModel": Adapter(
-        Stack("transformer_blocks", (E, H)), bypass=lambda kwargs: kwargs.get("skip_layers") is not None
+    **dict.fromkeys(
+        ("QwenImageTransformer2DModel", "SD3Transformer2DModel"), Adapter(Stack("transformer_blocks", (E, H)))
     ),
     # Two stacks.
     **dict.fromkeys(
-        ("FluxTransformer2DModel", "LongCatImageTransformer2DModel", "OvisImageTransformer2DModel"),
+        (
+            "BriaTransformer2DModel",
+            "FluxTransformer2DModel",
+            "LongCatImageTransformer2DModel",
+            "OvisImageTransformer2DModel",
+        ),
         Adapter(Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks", (E, H))),
-    ),
-    "BriaTransformer2DModel": Adapter(
-        Stack("transformer_blocks", (E, H)),
-        Stack("single_transformer_blocks", (E, H)),
-        bypass=_adds_residuals_in_place,
     ),
     **dict.fromkeys(
         (
@@ -235,9 +226,9 @@ ADAPTERS: dict[str, Adapter] = {
     "AuraFlowTransformer2DModel": Adapter(
         Stack("joint_transformer_blocks", (E, H)), Stack("single_transformer_blocks")
     ),
-    "BriaFiboTransformer2DModel": Adapter(Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks")),
-    "ChromaTransformer2DModel": Adapter(
-        Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks"), bypass=_adds_residuals_in_place
+    **dict.fromkeys(
+        ("BriaFiboTransformer2DModel", "ChromaTransformer2DModel"),
+        Adapter(Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks")),
     ),
     "Flux2Transformer2DModel": Adapter(
         Stack("transformer_blocks", (E, H)), Stack("single_transformer_blocks"), bypass=_fills_kv_cache
@@ -264,8 +255,8 @@ def adapter_for(transformer: nn.Module) -> Adapter:
         if base.__name__ in ADAPTERS:
             return ADAPTERS[base.__name__]
     raise ValueError(
-        f"transformer {type(transformer).__name__!r} is unknown; allowed: {', '.join(sorted(ADAPTERS))}, "
-        "or your own after delta_dit.register_adapter(class_name, Adapter(Stack(attribute, returns)))"
+        f"transformer {type(transformer).__name__!r} is unknown; allowed: those in delta_dit.adapters.ADAPTERS, or your "
+        "own after delta_dit.register_adapter(class_name, Adapter(Stack(attribute, returns)))"
     )
 
 
@@ -282,9 +273,10 @@ def blocks_of(transformer: nn.Module) -> list[Block]:
     """Return a transformer's blocks in the order in which they run.
 
     Raises:
-        ValueError: no adapter is known, or it names a list that the transformer does not have.
+        ValueError: no adapter is known, or it names a list or a timestep that the transformer does not have.
     """
     adapter = adapter_for(transformer)
+    argument_reader(transformer, adapter.timestep)
     lists = [_blocks_of_stack(transformer, stack, adapter.interleaved) for stack in adapter.stacks]
     if adapter.interleaved:
         return [block for turn in zip(*lists, strict=True) for block in turn]

@@ -4,21 +4,21 @@ One hook on the transformer opens a call, in which :mod:`delta_dit.cache` decide
 block does it. Only ``HookRegistry`` and ``ModelHook`` of diffusers are used. The state is ours, because the pipelines
 of the paper's own models (DiT, PixArt, SD3) neither open a cache context nor reset stateful hooks between generations.
 
-To compile, compile the blocks, before or after enabling the cache; no step recompiles anything::
+To compile, compile the blocks first, so that the hooks stay outside the graphs; no step recompiles anything::
 
-    for block in pipe.transformer.transformer_blocks:  # or pipe.transformer.compile_repeated_blocks()
-        block.compile()
+    for block in pipe.transformer.transformer_blocks:
+        block.forward = torch.compile(block.forward)  # fullgraph=True and other modes work too
     delta_dit.enable_delta_cache(pipe)
 
-``torch.compile(transformer)`` works too; it breaks the graph at every block. ``fullgraph=True`` cannot: which blocks
-run is decided outside the graph.
+``block.compile()``, ``compile_repeated_blocks()`` and ``torch.compile(transformer)`` work as well, before or after the
+cache is enabled, but break the graph at every block; so ``fullgraph=True`` is not possible with them.
 """
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
@@ -28,13 +28,19 @@ from delta_dit.adapters import Block, adapter_for, blocks_of, stream_reader
 from delta_dit.cache import DeltaCache, DeltaCacheStats
 from delta_dit.clock import SchedulerClock, TimestepClock
 from delta_dit.config import DeltaCacheConfig
-from delta_dit.delta import Streams, add_delta
+from delta_dit.delta import Streams
 
 ROOT_HOOK = "delta_cache_root"
 BLOCK_HOOK = "delta_cache_block"
 _TRANSFORMERS = ("transformer", "transformer_2")  # attributes of a pipeline
 
 Model = TypeVar("Model")
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _untraced(function: Function) -> Function:
+    """Keep torch.compile out of what changes from step to step."""
+    return cast(Function, torch.compiler.disable(function))
 
 
 class PerThread(threading.local):
@@ -49,6 +55,7 @@ class DeltaRootHook(ModelHook):
     """Opens and closes a call of the cache around the transformer's forward."""
 
     _is_stateful = True  # diffusers resets such hooks when a pipeline of a CacheMixin model is done
+    fn_ref: Any
 
     def __init__(self, caches: PerThread, transformer: nn.Module) -> None:
         super().__init__()
@@ -56,41 +63,33 @@ class DeltaRootHook(ModelHook):
         self.adapter = adapter_for(transformer)
         self.signature = inspect.signature(type(transformer).forward)
 
-    @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the transformer with the cache."""
-        if not self._applies(module, args, kwargs):
-            return self.fn_ref.original_forward(*args, **kwargs)
         try:
-            self._begin(module, args, kwargs)
+            cached = self._begin(module, args, kwargs)
             output = self.fn_ref.original_forward(*args, **kwargs)
-            if not self._end():
+            if cached and not self._end():
                 output = self.fn_ref.original_forward(*args, **kwargs)
         except BaseException:
             self.reset_state(module)
             raise
         return output
 
-    @torch.compiler.disable
-    def _applies(self, *call: Any) -> bool:
-        # Δs must not keep a graph alive
-        return not torch.is_grad_enabled() and not self.adapter.bypass(self._inputs(*call))
-
-    @torch.compiler.disable
-    def _begin(self, *call: Any) -> None:
-        inputs = self._inputs(*call)
+    @_untraced
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> bool:
+        inputs = self.signature.bind(module, *args, **kwargs).arguments
+        del inputs["self"]
+        if torch.is_grad_enabled() or self.adapter.bypass(inputs):  # Δs must not keep a graph alive
+            return False
         timestep = inputs.pop(self.adapter.timestep, None)
         self.caches.cache.begin(timestep, inputs)
+        return True
 
-    def _inputs(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        inputs = self.signature.bind(module, *args, **kwargs).arguments
-        return {name: value for name, value in inputs.items() if value is not module}
-
-    @torch.compiler.disable
+    @_untraced
     def _end(self) -> bool:
         return self.caches.cache.end()
 
-    @torch.compiler.disable
+    @_untraced
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Forget the run."""
         self.caches.cache.reset()
@@ -100,6 +99,8 @@ class DeltaRootHook(ModelHook):
 class DeltaBlockHook(ModelHook):
     """Runs a block, or stands in for it."""
 
+    fn_ref: Any
+
     def __init__(self, caches: PerThread, index: int, block: Block) -> None:
         super().__init__()
         self.caches = caches
@@ -108,35 +109,26 @@ class DeltaBlockHook(ModelHook):
         self.read = stream_reader(block)
         self.ended: tuple[bool, ...] = tuple(False for _ in block.stack.streams)  # streams that end in this block
 
-    @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Add Δ, pass on, or run the block and let its Δ be summed."""
-        if self._skips():
-            return self._stand_in(args, kwargs)
-        self._enter(args, kwargs)
+        substitute = self._before(args, kwargs)
+        if substitute is not None:
+            return substitute
         output = self.fn_ref.original_forward(*args, **kwargs)
-        self._leave(output)
+        self._after(output)
         return output
 
-    # What follows changes from step to step and must not be traced by torch.compile.
-
-    @torch.compiler.disable
-    def _skips(self) -> bool:
-        return self.caches.cache.call.skips_block(self.index)
-
-    @torch.compiler.disable
-    def _stand_in(self, args: tuple, kwargs: dict[str, Any]) -> Any:
-        streams = self.read(args, kwargs)
-        delta = self.caches.cache.call.take_delta(self.index)
-        return self._give(streams if delta is None else add_delta(streams, delta))
-
-    @torch.compiler.disable
-    def _enter(self, args: tuple, kwargs: dict[str, Any]) -> None:
-        for total in self.caches.cache.call.sums_of(self.index):
+    @_untraced
+    def _before(self, args: tuple, kwargs: dict[str, Any]) -> Any | None:
+        call = self.caches.cache.call
+        if call.skips_block(self.index):
+            return self._pack(call.in_place_of(self.index, self.read(args, kwargs)))
+        for total in call.sums_of(self.index):
             total.enter(self.read(args, kwargs))
+        return None
 
-    @torch.compiler.disable
-    def _leave(self, output: Any) -> None:
+    @_untraced
+    def _after(self, output: Any) -> None:
         sums = self.caches.cache.call.sums_of(self.index)
         if sums:
             outputs = (output,) if self.returns_tensor else tuple(output)
@@ -144,7 +136,7 @@ class DeltaBlockHook(ModelHook):
             for total in sums:
                 total.leave(outputs)
 
-    def _give(self, streams: Streams) -> Any:
+    def _pack(self, streams: Streams) -> Any:
         if self.returns_tensor:
             return streams[0]
         return tuple(None if ended else stream for ended, stream in zip(self.ended, streams, strict=True))
@@ -196,8 +188,8 @@ def delta_cache_stats(model: Any) -> DeltaCacheStats:
     Raises:
         ValueError: no cache is enabled.
     """
-    hooks = [_hook(transformer, ROOT_HOOK) for transformer in _transformers(model)]
-    if not all(hooks):
+    hooks = [hook for transformer in _transformers(model) if (hook := _hook(transformer, ROOT_HOOK)) is not None]
+    if not hooks:
         raise ValueError(f"no delta cache is enabled on {type(model).__name__}")
     return sum((hook.caches.cache.stats for hook in hooks), DeltaCacheStats())
 
@@ -213,23 +205,26 @@ def _transformers(model: Any) -> list[nn.Module]:
 
 def _check(transformer: nn.Module, config: DeltaCacheConfig) -> None:
     name = type(transformer).__name__
-    blocks = len(blocks_of(transformer))
-    for hook in _hooks(transformer):
+    blocks = blocks_of(transformer)
+    for hook in _hooks(*transformer.modules()):
         if isinstance(hook, DeltaRootHook):
             raise ValueError(f"{name} already has a delta cache; disable it first")
         if hook._is_stateful:  # as all of diffusers' caches are
             raise ValueError(f"{name} already has a cache, {type(hook).__name__}; disable it first")
-        # One group's first block loads the others, and streams load the block that came next at the first call.
-        group = getattr(hook, "group", None)
-        if group is not None and (group.stream is not None or len(group.modules) > 1):
-            raise ValueError(f"{name} is offloaded in groups of several blocks or with streams; enable the cache first")
-    if config.plan is not None and config.plan.blocks != blocks:
-        raise ValueError(f"the plan is for {config.plan.blocks} blocks and {name} has {blocks}")
+        if getattr(hook, "group", None) is not None and hook.group.stream is not None:
+            # it loads the block that came next at the first call, and lets go of hooks above its own
+            raise ValueError(f"{name} is offloaded with streams; enable the delta cache first, or use_stream=False")
+    for hook in _hooks(*(block.module for block in blocks)):
+        if getattr(hook, "group", None) is not None and len(hook.group.modules) > 1:
+            # the first block loads the others, and may be skipped
+            raise ValueError(f"{name} is offloaded in groups of several blocks; enable the delta cache first")
+    if config.plan is not None and config.plan.blocks != len(blocks):
+        raise ValueError(f"the plan is for {config.plan.blocks} blocks and {name} has {len(blocks)}")
     if config.num_inference_steps is not None:
-        config.plan_for(config.num_inference_steps, blocks)
+        config.plan_for(config.num_inference_steps, len(blocks))
 
 
-def _attach(transformer: nn.Module, config: DeltaCacheConfig, pipeline: Any | None) -> None:
+def _attach(transformer: Any, config: DeltaCacheConfig, pipeline: Any | None) -> None:
     blocks = blocks_of(transformer)
     caches = PerThread(config, blocks, pipeline)
     _add_hook(transformer, DeltaRootHook(caches, transformer), ROOT_HOOK)
@@ -239,10 +234,11 @@ def _attach(transformer: nn.Module, config: DeltaCacheConfig, pipeline: Any | No
     _forget_registries(transformer)
 
 
-def _hooks(transformer: nn.Module) -> Iterator[ModelHook]:
-    for module in transformer.modules():
-        if hasattr(module, "_diffusers_hook"):
-            yield from module._diffusers_hook.hooks.values()
+def _hooks(*modules: nn.Module) -> Iterator[Any]:
+    for module in modules:
+        registry: Any = getattr(module, "_diffusers_hook", None)
+        if registry is not None:
+            yield from registry.hooks.values()
 
 
 def _hook(module: nn.Module, name: str) -> Any | None:
@@ -255,7 +251,7 @@ def _add_hook(module: nn.Module, hook: ModelHook, name: str) -> None:
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
 
 
-def _remove_hook(module: nn.Module, name: str) -> None:
+def _remove_hook(module: Any, name: str) -> None:
     """Remove one hook, also from under others.
 
     diffusers 0.42 repairs the chain above a removed hook as if the next hook had no ``new_forward``: that hook would
@@ -273,12 +269,12 @@ def _remove_hook(module: nn.Module, name: str) -> None:
         outer.original_forward, outer.forward = outer.forward, own_forward
     if not registry.hooks:
         del module._diffusers_hook
-        if module.forward == type(module).forward.__get__(module):
+        if vars(module).get("forward") == type(module).forward.__get__(module):
             del module.forward  # diffusers leaves the class's own forward behind as an attribute of the instance
 
 
 @contextmanager
-def _below_accelerate(module: nn.Module) -> Iterator[None]:
+def _below_accelerate(module: Any) -> Iterator[None]:
     """Work on the forward that accelerate's offloading wraps.
 
     A pipeline takes that offloading off and puts it on again after every generation, and would drop what lies above.
@@ -293,7 +289,7 @@ def _below_accelerate(module: nn.Module) -> Iterator[None]:
         module._old_forward, module.forward = module.forward, wrapper
 
 
-def _forget_registries(transformer: nn.Module) -> None:
+def _forget_registries(transformer: Any) -> None:
     """Let diffusers look for hooks again: it remembers a list from before ours came or went."""
     if hasattr(transformer, "_diffusers_hook"):
         transformer._diffusers_hook.invalidate_child_registries_cache()

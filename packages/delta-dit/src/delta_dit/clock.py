@@ -91,8 +91,8 @@ class SchedulerClock:
         if counter is not None:
             return int(counter)
         found = self._find(timestep)
-        # a model that is given its timestep in a unit of its own; image-to-image then sets begin_index
-        return 0 if found is None and counts else found
+        # a model may have a timestep of its own unit, in [0, 1]: in no schedule, or by chance its last
+        return 0 if counts and found in (None, self.steps - 1) else found
 
     def _find(self, timestep: Any) -> int | None:
         """Return the first step with this timestep: DDIM and DDPM keep no counter."""

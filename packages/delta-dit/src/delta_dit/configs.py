@@ -5,7 +5,7 @@ from pathlib import Path
 
 from delta_dit.config import Schedule
 from frugal_shared.config import CommandConfig, RunConfig
-from frugal_shared.errors import UsageError, check_positive, check_range
+from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class CalibrateConfig(RunConfig):
     """Guidance scale; unset: the model's own."""
     samples: int = 32
     """Images to measure on."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Images drawn at once."""
     labels: tuple[int, ...] = ()
     """Only these class numbers; unset: all, in turn."""
@@ -163,7 +163,7 @@ class PlanConfig(CommandConfig):
     """With a calibration: try the best plans on the model itself, and improve the winner."""
     samples: int = 24
     """Images that --refine compares plans on."""
-    evaluations: int = 150
+    evaluations: int = 60
     """How many plans --refine may try."""
     schedule: Schedule = "generic"
     """Without a calibration: which schedule."""
@@ -186,3 +186,109 @@ class PlanConfig(CommandConfig):
             raise UsageError(f"{given[0]} needs a calibration; allowed: --calibration, or --speedup")
         if self.calibration is not None and self.schedule != "generic":
             raise UsageError(f"schedule={self.schedule!r} is not calibrated; allowed: --calibration or --schedule")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDemoLcmConfig(RunConfig):
+    """Distil the embedded model into a consistency model that draws in 4 steps without guidance."""
+
+    output_dir: Path = Path("runs/train-demo-lcm")
+    """The run folder; the finished pipeline is its subfolder "pipeline"."""
+    teacher: Path | None = None
+    """Folder of the pipeline to distil, e.g. "runs/train-demo/pipeline"; unset: the embedded one."""
+    guidance: float = 1.5
+    """Guidance scale of the teacher, which the student then has built in."""
+    steps: int = 1500
+    """Optimizer steps."""
+    batch_size: int = 128
+    """Global batch: the processes share it."""
+    learning_rate: float = 4e-4
+    """Peak of the cosine, after the warm-up."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "guidance", "steps", "batch_size", "learning_rate", "save_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig(RunConfig):
+    """Measure what reusing each range of blocks does to the outline and to the detail of the pictures."""
+
+    output_dir: Path = Path("runs/analyze")
+    """The run folder: analysis.json, results and report.html."""
+    model: str = "demo"
+    """"demo", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
+    random_weights: bool = False
+    """Use the model's architecture with random weights."""
+    samples: int = 40
+    """Images per measurement."""
+    batch_size: int = 40
+    """Images drawn at once."""
+    steps: int | None = None
+    """Sampling steps; unset: the model's usual number."""
+    ranges: int = 4
+    """Into how many ranges of equal length the blocks are divided."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "samples", "batch_size", "ranges")
+        if self.steps is not None and self.steps < 2:
+            raise UsageError(f"steps={self.steps!r} leaves nothing to reuse; allowed: 2 or more")
+
+
+METHODS = ("fewer-steps", "naive-feature-cache", "front", "rear", "paper", "generic", "calibrated")
+PEERS = ("FirstBlockCache", "TaylorSeer", "MagCache", "DBCache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(RunConfig):
+    """Compare Δ-DiT's schedules with fewer steps and with other caches, at the same cost, side by side in one run."""
+
+    output_dir: Path = Path("runs/bench")
+    """The run folder: rows.json, results and report.html."""
+    model: str = "demo"
+    """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
+    random_weights: bool = False
+    """Use the model's architecture with random weights: for times and costs, not for pictures."""
+    labels: tuple[int, ...] = ()
+    """Class numbers, for models that draw classes; unset: all classes in turn."""
+    prompts: Path | None = None
+    """A text file with one prompt per line, for models that draw prompts."""
+    steps: int | None = None
+    """Sampling steps of the reference; unset: the model's usual number."""
+    speedup: float = 1.6
+    """How many times fewer multiply-accumulates every method is to need."""
+    plan: Path | None = None
+    """A calibrated plan, as JSON; unset: the one that is shipped for an embedded model at this speedup, if any."""
+    methods: tuple[str, ...] = ()
+    """Only these rows beside the uncached one; unset: all."""
+    samples: int | None = None
+    """Images per method and seed; unset: 400 of an embedded model, 1 of others."""
+    seeds: int = 1
+    """How many seeds, counted from --seed."""
+    batch_size: int = 40
+    """Images drawn at once."""
+    tries: int = 24
+    """Runs per foreign cache to find its best setting at this cost."""
+    repeats: int = 4
+    """Timed pairs per method."""
+    json: Path | None = None
+    """Also write the rows to this file."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "seeds", "batch_size", "tries", "repeats")
+        for name in ("steps", "samples"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
+        if not self.speedup >= 1:
+            raise UsageError(f"speedup={self.speedup!r} is not possible; allowed: 1 or more")
+        for method in self.methods:
+            check_choice("methods", method, METHODS + PEERS)
+        if self.labels and self.prompts is not None:
+            raise UsageError(f"labels={self.labels!r} and prompts={str(self.prompts)!r}; allowed: one of them")

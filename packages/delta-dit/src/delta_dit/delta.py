@@ -44,8 +44,8 @@ class DeltaSum:
         self.spoilt |= self.last.changed()
         for i, (before, after) in enumerate(zip(self.last.streams, inputs)):
             if before is not after and before is not None and after is not None:
-                gap = after - before
-                self.gaps[i] = gap if self.gaps[i] is None else self.gaps[i] + gap
+                known = self.gaps[i]
+                self.gaps[i] = after - before if known is None else known + (after - before)
 
     def leave(self, outputs: Streams) -> None:
         """Take what that block gives."""

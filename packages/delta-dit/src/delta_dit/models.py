@@ -83,7 +83,7 @@ def load_sampler(name: str, *, random_weights: bool = False, device: str | torch
     """Return the sampler called ``name``.
 
     Args:
-        name: ``demo``, ``dit-xl-2-256``, ``pixart-alpha-512``, a hub name, or a local folder.
+        name: ``demo``, ``demo-lcm``, ``dit-xl-2-256``, ``pixart-alpha-512``, a hub name, or a local folder.
         random_weights: the named architecture with random weights: right for speed and counts, meaningless as pictures.
         device: where to put it.
 
@@ -101,6 +101,11 @@ def load_sampler(name: str, *, random_weights: bool = False, device: str | torch
 
 def _demo() -> Sampler:
     return Sampler("demo", load_embedded(), list(range(40)), "class_labels", guidance=1.5)
+
+
+def _demo_lcm() -> Sampler:
+    pipe = load_embedded("textured-digits-lcm")
+    return Sampler("demo-lcm", pipe, list(range(40)), "class_labels", steps=4, guidance=1.0)
 
 
 def _pretrained(name: str) -> Sampler:
@@ -167,5 +172,5 @@ def open_gates(transformer: nn.Module) -> None:
 
 
 _HUB_NAMES = {"dit-xl-2-256": "facebook/DiT-XL-2-256", "pixart-alpha-512": "PixArt-alpha/PixArt-XL-2-512x512"}
-_EMBEDDED: dict[str, Callable[[], Sampler]] = {"demo": _demo}
+_EMBEDDED: dict[str, Callable[[], Sampler]] = {"demo": _demo, "demo-lcm": _demo_lcm}
 _RANDOM: dict[str, Callable[[], Sampler]] = {"dit-xl-2-256": _random_dit, "pixart-alpha-512": _random_pixart}

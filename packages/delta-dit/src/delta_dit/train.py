@@ -6,12 +6,13 @@ values) at width 128 a network can say what the picture is, and cannot say what 
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
-from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler, LCMScheduler
 from diffusers.training_utils import EMAModel
 
-from delta_dit.configs import TrainDemoConfig
+from delta_dit.configs import TrainDemoConfig, TrainDemoLcmConfig
 from delta_dit.pixel import PixelDiTPipeline
 from frugal_shared.datasets import TexturedDigits
 from frugal_shared.run import Run
@@ -28,48 +29,74 @@ _NOISE = 1  # stream of random numbers
 def train(config: TrainDemoConfig) -> None:
     """Train, save ``<output_dir>/pipeline`` in fp16, and write the results."""
     with Run(config, "delta-dit") as run:
-        accelerator = run.accelerator
         torch.manual_seed(config.seed)
         model, optimizer = build(config)
         scheduler = noise_schedule()
-        ema = EMAModel(model.parameters(), decay=0.9995, use_ema_warmup=True, power=3 / 4)
-        start = 0
-        if (found := run.restore()) is not None:
-            start, tree = found
-            model.load_state_dict(tree["model"])
-            optimizer.load_state_dict(tree["optimizer"])
-            ema.load_state_dict(tree["ema"])
-        ema.to(accelerator.device)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        data = TexturedDigits("train", config.seed)
 
-        began, since = time.perf_counter(), start
-        for step in run.progress(range(start, config.steps), initial=start, total=config.steps, desc="train-demo"):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(step, config.steps)
-            images, labels = data.batch(step, config.batch_size)
-            loss = x0_loss(model, scheduler, images * 2 - 1, labels, config, step, accelerator)
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema.step(model.parameters())
+        def loss(model, x0: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+            return x0_loss(model, scheduler, x0, labels, config, step, run.accelerator)
 
-            done = step + 1
-            if done % 50 == 0:
-                rate = (done - since) * config.batch_size / (time.perf_counter() - began)
-                run.log(done, loss=loss.item(), images_per_second=rate)
-            if done % config.save_every == 0 or done == config.steps:
-                bare = accelerator.unwrap_model(model)
-                tree = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
-                run.save(done, tree, keep=2)
+        fit(run, config, model, optimizer, scheduler, loss)
 
-        bare = accelerator.unwrap_model(model)
-        ema.copy_to(bare.parameters())
-        if accelerator.is_main_process:
-            PixelDiTPipeline(bare.half(), scheduler).save_pretrained(run.folder / "pipeline", variant="fp16")
-        parameters = sum(parameter.numel() for parameter in bare.parameters())
-        run.finish({"steps": config.steps, "images": config.steps * config.batch_size, "parameters": parameters})
+
+def fit(
+    run: Run,
+    config: TrainDemoConfig | TrainDemoLcmConfig,
+    model: DiTTransformer2DModel,
+    optimizer: torch.optim.Optimizer,
+    scheduler: DPMSolverMultistepScheduler | LCMScheduler,
+    loss_of: Callable[..., torch.Tensor],
+) -> None:
+    """Train on textured digits from the newest checkpoint on; save the averaged weights as a pipeline in fp16.
+
+    Args:
+        run: the run folder; with ``resume``, its newest checkpoint is where this starts.
+        config: the options.
+        model: what to train.
+        optimizer: over the model's parameters.
+        scheduler: the sampler to save with the model.
+        loss_of: maps (model, images ``(B, 3, 32, 32)`` in [−1, 1], labels ``(B,)``, step) to a scalar. It gets the
+            global batch and takes this process's share (see :func:`share`).
+    """
+    accelerator = run.accelerator
+    ema = EMAModel(model.parameters(), decay=0.9995, use_ema_warmup=True, power=3 / 4)
+    start = 0
+    if (found := run.restore()) is not None:
+        start, tree = found
+        model.load_state_dict(tree["model"])
+        optimizer.load_state_dict(tree["optimizer"])
+        ema.load_state_dict(tree["ema"])
+    ema.to(accelerator.device)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    data = TexturedDigits("train", config.seed)
+
+    began, since = time.perf_counter(), start
+    for step in run.progress(range(start, config.steps), initial=start, total=config.steps, desc=run.folder.name):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * schedule(step, config.steps)
+        images, labels = data.batch(step, config.batch_size)
+        loss = loss_of(model, images * 2 - 1, labels, step)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(model.parameters())
+
+        done = step + 1
+        if done % 50 == 0:
+            rate = (done - since) * config.batch_size / (time.perf_counter() - began)
+            run.log(done, loss=loss.item(), images_per_second=rate)
+        if done % config.save_every == 0 or done == config.steps:
+            bare = accelerator.unwrap_model(model)
+            tree = {"model": bare.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state_dict()}
+            run.save(done, tree, keep=2)
+
+    bare = accelerator.unwrap_model(model)
+    ema.copy_to(bare.parameters())
+    if accelerator.is_main_process:
+        PixelDiTPipeline(bare.half(), scheduler).save_pretrained(run.folder / "pipeline", variant="fp16")
+    parameters = sum(parameter.numel() for parameter in bare.parameters())
+    run.finish({"steps": config.steps, "images": config.steps * config.batch_size, "parameters": parameters})
 
 
 def build(config: TrainDemoConfig) -> tuple[DiTTransformer2DModel, torch.optim.Optimizer]:
@@ -118,7 +145,12 @@ def x0_loss(model, scheduler, x0, labels, config: TrainDemoConfig, step: int, ac
     x_t = alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
     weight = (1 / (1 - alpha)).clamp(max=MAX_WEIGHT)
 
-    share = slice(accelerator.process_index, None, accelerator.num_processes)
-    x_t, x0, t, labels, weight = (v[share].to(accelerator.device) for v in (x_t, x0, t, labels, weight))
+    x_t, x0, t, labels, weight = share(accelerator, x_t, x0, t, labels, weight)
     prediction = model(x_t, timestep=t, class_labels=labels, return_dict=False)[0]
     return (weight * (prediction - x0).square()).mean()
+
+
+def share(accelerator, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return this process's samples of a global batch, on its device."""
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    return tuple(tensor[mine].to(accelerator.device) for tensor in tensors)

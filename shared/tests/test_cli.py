@@ -89,27 +89,22 @@ def test_commands_may_share_a_config(run, painter):
     assert painter.done == [("look_again", LookConfig())]
 
 
+PAINT = ["paint", "--wall", "w"]
 WRONG = [
     (["plaster"], "command='plaster' is unknown; allowed: paint, look, look-again"),
     (["--debg", "paint"], "command='--debg' is unknown; allowed: paint, look, look-again"),
-    (["paint", "--wall", "w", "--colour", "blue"], "colour='blue' is not possible; allowed: red, green"),
-    (["paint", "--wall", "w", "--finish", "wet"], "finish='wet' is not possible; allowed: matt, gloss or None"),
-    (["paint", "--wall", "w", "--seed", "x"], "seed='x' is not possible; allowed: a whole number"),
-    (["paint", "--wall", "w", "--seed=1=2"], "seed='1=2' is not possible; allowed: a whole number"),
-    (["paint", "--wall", "w", "--seed", "1", "--seed", "2.5"], "seed='2.5' is not possible; allowed: a whole number"),
-    (["paint", "--wall", "w", "--width", "y" * 200], f"width='{'y' * 200}' is not possible; allowed: a number"),
-    (["paint", "--wall", "w", "--coats", "1", "z"], "coats='1 z' is not possible; allowed: a whole number, or several"),
-    (["paint", "--wall", "w", "--seed"], "seed='' is not possible; allowed: a whole number"),
-    (
-        ["paint", "--wall", "w", "--num_processes", "x"],
-        "num_processes='x' is not possible; allowed: a whole number or None",
-    ),
-    (["paint", "--wall", "w", "--seed", "-1"], "seed=-1 is not possible; allowed: 0 or more"),
+    ([*PAINT, "--colour", "blue"], "colour='blue' is not possible; allowed: red, green"),
+    ([*PAINT, "--finish", "wet"], "finish='wet' is not possible; allowed: matt, gloss or None"),
+    ([*PAINT, "--seed", "x"], "seed='x' is not possible; allowed: a whole number"),
+    ([*PAINT, "--seed=1=2"], "seed='1=2' is not possible; allowed: a whole number"),
+    ([*PAINT, "--seed", "1", "--seed", "2.5"], "seed='2.5' is not possible; allowed: a whole number"),
+    ([*PAINT, "--seed"], "seed='' is not possible; allowed: a whole number"),
+    ([*PAINT, "--width", "y" * 200], f"width='{'y' * 200}' is not possible; allowed: a number"),
+    ([*PAINT, "--coats", "1", "z"], "coats='1 z' is not possible; allowed: a whole number, or several"),
+    ([*PAINT, "--num_processes", "x"], "num_processes='x' is not possible; allowed: a whole number or None"),
+    ([*PAINT, "--seed", "-1"], "seed=-1 is not possible; allowed: 0 or more"),
     (["paint", "--wall", "w" * 200, "--width", "0"], f"width=0.0 is not possible; allowed: above 0 ({'w' * 200})"),
-    (
-        ["paint", "--wall", "w", "--color", "red"],
-        "'--color' is not an option of frugal-shared paint; did you mean --colour?",
-    ),
+    ([*PAINT, "--color", "red"], "'--color' is not an option of frugal-shared paint; did you mean --colour?"),
     (["look", "--xyz", "3"], "'--xyz' is not an option of frugal-shared look; allowed: --debug"),
     (["look", "around"], "'around' is not an option of frugal-shared look; allowed: --debug"),
 ]

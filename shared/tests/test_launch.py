@@ -105,8 +105,11 @@ TOLD = {"message": "loss is NaN", "code": 1}
     [
         (TOLD, {0: 1}, "loss is NaN"),
         (TOLD, {0: 1, 1: 1}, "loss is NaN"),
+        (TOLD, {0: -15, 1: 1}, "loss is NaN"),  # torch has ended worker 0, because worker 1 had failed
         (TOLD, {0: 1, 1: -9}, "worker 1 died with code -9"),  # worker 0 only tells that it lost worker 1
-        (None, {1: 1}, "worker 1 died with code 1"),  # e.g. a module that cannot be imported
+        (None, {0: -15, 1: -9}, "worker 1 died with code -9"),
+        (None, {0: -15}, "worker 0 died with code -15"),
+        (None, {0: -15, 1: 1}, "worker 1 died with code 1"),  # e.g. a module that cannot be imported
     ],
 )
 def test_the_cause_is_told(tmp_path, told, codes, line):

@@ -234,7 +234,7 @@ TINY: dict[str, Tiny] = {
         lambda _: {"hidden_states": r(B, 4, 4, 4), "encoder_hidden_states": r(B, 3, 3, 8)},
         sigmas,
         in_channels=4,
-        dim=16,
+        dim=24,
         n_layers=4,
         n_refiner_layers=1,
         n_heads=2,
@@ -246,7 +246,7 @@ TINY: dict[str, Tiny] = {
         gist_step=2,
         gist_min_text_len=2,
         gist_max_text_len=8,
-        axes_dims=(4, 2, 2),
+        axes_dims=(4, 4, 4),
         axes_lens=(16, 16, 16),
     ),
     "BriaFiboTransformer2DModel": tiny(
@@ -654,7 +654,7 @@ TINY: dict[str, Tiny] = {
         in_channels=4,
         joint_attention_dim=8,
         axes_dims_rope=(2, 2, 4),
-        mlp_ratio=1.0,
+        mlp_ratio=12.0,
         num_experts=2,
         moe_intermediate_dim=8,
         capacity_factors=2.0,
@@ -1046,6 +1046,68 @@ def test_reuse_is_exact_where_nothing_changed(run: Run) -> None:
             scheduler._step_index = step
             assert distance(run.call(0, TIMES[0]), full) < 1e-5, (name, step)
         assert delta_cache_stats(pipeline).reuse_calls == 2, name
+        disable(pipeline)
+
+
+def tokens(count: int = 4) -> torch.Tensor:
+    return r(B, count, 16)
+
+
+# what ControlNets add between blocks; Chroma and Bria write it into the output of the block before
+RESIDUALS: dict[str, Callable[[], dict[str, Any]]] = {
+    "BriaTransformer2DModel": lambda: {"controlnet_single_block_samples": [tokens(1) for _ in range(3)]},
+    "ChromaTransformer2DModel": lambda: {"controlnet_single_block_samples": [tokens() for _ in range(3)]},
+    "FluxTransformer2DModel": lambda: {
+        "controlnet_block_samples": [tokens() for _ in range(2)],
+        "controlnet_single_block_samples": [tokens() for _ in range(3)],
+    },
+    "QwenImageTransformer2DModel": lambda: {"controlnet_block_samples": [tokens() for _ in range(2)]},
+    "SD3Transformer2DModel": lambda: {"block_controlnet_hidden_states": [tokens() for _ in range(2)]},
+    "SanaTransformer2DModel": lambda: {"controlnet_block_samples": [r(B, 16, 16) for _ in range(2)]},
+}
+
+
+@pytest.mark.parametrize("name", RESIDUALS)
+def test_residuals_between_blocks_are_not_counted_twice(name: str) -> None:
+    run = Run(name)
+    without = run.call(0, TIMES[0])
+    run.inputs[0] |= RESIDUALS[name]()
+    full = run.call(0, TIMES[0])
+    assert distance(without, full) > 1e-2
+    pipeline = Pipeline(run.model, diffusers.FlowMatchEulerDiscreteScheduler())
+    for reused in run.ranges().values():
+        enable(pipeline, DeltaCacheConfig(plan=plan_of(len(run.blocks), reused)))
+        pipeline.scheduler.set_timesteps(STEPS)
+        for step in range(3):
+            pipeline.scheduler._step_index = step
+            assert distance(run.call(0, TIMES[0]), full) < 1e-5
+        assert delta_cache_stats(pipeline).reuse_calls > 0
+        disable(pipeline)
+
+
+@pytest.mark.parametrize(
+    ("name", "difference"),
+    [
+        ("SD3Transformer2DModel", {"skip_layers": [1]}),  # skip-layer guidance
+        (
+            "QwenImageTransformer2DModel",
+            {"encoder_hidden_states": r(B, 2, 8), "encoder_hidden_states_mask": ones(B, 2)},
+        ),
+    ],
+)
+def test_the_calls_of_one_step_have_their_own_deltas(name: str, difference: dict[str, Any]) -> None:
+    run = Run(name)
+    run.inputs[1] = run.inputs[0] | difference
+    full = [run.call(branch, TIMES[0]) for branch in (0, 1)]
+    pipeline = Pipeline(run.model, diffusers.FlowMatchEulerDiscreteScheduler())
+    for reused in run.ranges().values():
+        enable(pipeline, DeltaCacheConfig(plan=plan_of(len(run.blocks), reused)))
+        pipeline.scheduler.set_timesteps(STEPS)
+        for step in range(3):
+            pipeline.scheduler._step_index = step
+            for branch in (0, 1):
+                assert distance(run.call(branch, TIMES[0]), full[branch]) < 1e-5
+        assert delta_cache_stats(pipeline).reuse_calls == 4
         disable(pipeline)
 
 

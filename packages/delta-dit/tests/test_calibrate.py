@@ -92,7 +92,7 @@ def test_samples_do_not_depend_on_their_batch(tmp_path: Path) -> None:
 
 def test_prediction_of_one_reuse_is_its_trial(tmp_path: Path) -> None:
     found = measured(tmp_path)
-    trial = Trial(replace(found, about=found.about | {"seed": found.about["seed"] - 1}), 4, tiny())
+    trial = Trial(replace(found, about=found.about | {"seed": found.about["seed"] - 1}), 1, tiny())
     for step in range(1, STEPS):
         once = tuple(Reuse(0, BLOCKS) if i == step else None for i in range(STEPS))
         assert trial(once) == pytest.approx(-10 * np.log10(found.harm[step, 0]), abs=0.01)

@@ -17,6 +17,7 @@ find their rank in the environment, which Accelerate reads whoever wrote it.
 import json
 import logging
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,9 @@ def report_worker_error(message: str, code: int) -> bool:
 
 def _worker_error(path: Path, codes: dict[int, int]) -> Exception:
     """Return what made the workers fail, given the exit codes of those that did (rank → code)."""
-    for rank, code in codes.items():
+    # once one has failed, torch ends the others
+    failed = {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
+    for rank, code in failed.items():
         # a worker that was killed tells nothing, and what the others tell is only that they lost it
         if code not in (1, 2) or not path.exists():
             return RunError(f"worker {rank} died with code {code}")

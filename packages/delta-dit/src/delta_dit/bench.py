@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure as Plot
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -41,6 +42,7 @@ from delta_dit.peers import PEERS, TUNING_SEED, Dial, Peer, Setting, naive_featu
 from delta_dit.plan import DeltaPlan, write_text
 from delta_dit.shipped import shipped_plan
 from frugal_shared.datasets import TexturedDigits
+from frugal_shared.errors import check_range
 from frugal_shared.evaluation import mean_interval
 from frugal_shared.report import Figure, Report, grid
 from frugal_shared.run import Run
@@ -64,13 +66,17 @@ def bench(config: BenchConfig) -> None:
     """Draw, tune, judge, time, and write the rows and the report; a resumed run keeps the rows it has."""
     sampler = load_sampler(config.model, random_weights=config.random_weights)
     sampler = replace(sampler, conditions=conditions(config, sampler))
+    check_range("speedup", config.speedup, 1, config.steps or sampler.steps)
+    if config.plan is not None:  # what is wrong with it is told at once
+        plan = DeltaCacheConfig(plan=DeltaPlan.load(config.plan))
+        plan.plan_for(config.steps or sampler.steps, len(blocks_of(sampler.pipe.transformer)))
     with Run(config, "delta-dit") as run:
         sampler.pipe.to(run.accelerator.device)
         contest = Contest(config, sampler, run)
         ssim(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))  # missing packages are missed now, not after an hour
         done, state = run.restore() or (0, {"rows": [], "drawn": {}, "shown": {}})
         entries = contest.entries()
-        for number, (name, enter) in enumerate(run.progress(entries[done:], desc="bench", initial=done), done + 1):
+        for number, (name, enter) in enumerate(run.progress(entries[done:], desc="bench"), done + 1):
             state["rows"].append(contest.row(name, enter, state))
             run.save(number, state, keep=1)
         if run.accelerator.is_main_process:
@@ -99,7 +105,8 @@ class Contest:
         self.seeds = range(config.seed, config.seed + config.seeds)
         self.uncached = Method(UNCACHED, self.steps)
         self.full_macs = macs(self.uncached, self.sampler)
-        self.frechet = Frechet(self.sampler, self.samples * config.seeds) if self.judged else None
+        labels = self.sampler.labels(range(self.samples)).repeat(config.seeds) if self.judged else None
+        self.frechet = None if labels is None else Frechet(labels)
 
     def entries(self) -> list[tuple[str, Callable[[], tuple[Method, Row]]]]:
         """Return the name of every row, and what makes its method and tells its setting."""
@@ -253,9 +260,9 @@ def bisect(dial: Dial, wanted: float, attempt: Callable[[Setting], float], tries
 class Frechet:
     """Fréchet distance to real textured digits with the same labels, in the features of DINOv2 ViT-S/14."""
 
-    def __init__(self, sampler: Sampler, count: int) -> None:
+    def __init__(self, labels: Tensor) -> None:
         self.model = dinov2_vits14(FEATURE_PIXELS)
-        self.real = self.features(real_images(sampler.labels(range(count))))
+        self.real = self.features(real_images(labels))
 
     def of(self, images: Tensor) -> float | None:
         """Return the distance of images ``(N, 3, H, W)`` in [0, 1]; None of a single one."""
@@ -310,7 +317,7 @@ def show(rows: list[Row], title: str) -> None:
         table.add_column(name, justify="left" if name in ("method", "setting", "why") else "right")
     for row in rows:
         values = [shown(row)[name] for name in columns]
-        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
+        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in values))
     Console().print(table)
 
 
@@ -329,8 +336,8 @@ def report(rows: list[Row], images: dict[str, Tensor], contest: Contest) -> Repo
         page.section("Fidelity at the same cost")
         page.figures([Figure(plot(ranked), "PSNR to the uncached images, and its 95 % interval over the seeds.")])
     page.note(
-        "± is half of a 95 % interval over the seeds. Every foreign cache was tuned to this cost on samples of its own: "
-        f"of up to {config.tries} settings, the best PSNR among those within 4 % of the wanted speed-up. The Fréchet "
+        "± is half of a 95 % interval over the seeds. Every foreign cache was tuned to this cost on other samples: of "
+        f"up to {config.tries} settings, the best PSNR among those within 4 % of the wanted speed-up. The Fréchet "
         f"distance is one of {contest.samples * config.seeds} images to as many real ones in 384 features of DINOv2 "
         f"({DINOV2_VITS14.provenance}): of so few it is too large, for all rows alike. Wall times are medians of "
         "alternating pairs on this machine."

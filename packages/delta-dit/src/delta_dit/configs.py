@@ -59,7 +59,7 @@ class GenerateConfig(RunConfig):
     output_dir: Path = Path("runs/generate")
     """The run folder: images/000000.png …, grid.png, results."""
     model: str = "demo"
-    """"demo", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
+    """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
     random_weights: bool = False
     """Use the model's architecture with random weights: for speed, not for pictures."""
     labels: tuple[int, ...] = ()
@@ -71,7 +71,7 @@ class GenerateConfig(RunConfig):
     batch_size: int = 8
     """Images drawn at once."""
     steps: int | None = None
-    """Sampling steps; unset: 20."""
+    """Sampling steps; unset: the model's usual number."""
     guidance: float | None = None
     """Guidance scale; unset: the model's usual one."""
     speedup: float = 1.6
@@ -198,13 +198,13 @@ class TrainDemoLcmConfig(RunConfig):
     """Folder of the pipeline to distil, e.g. "runs/train-demo/pipeline"; unset: the embedded one."""
     guidance: float = 1.5
     """Guidance scale of the teacher, which the student then has built in."""
-    steps: int = 1500
+    steps: int = 600
     """Optimizer steps."""
-    batch_size: int = 128
-    """Global batch: the processes share it."""
-    learning_rate: float = 4e-4
+    batch_size: int = 32
+    """Trajectories per step, each trained at 4 noise levels: the processes share them."""
+    learning_rate: float = 3e-4
     """Peak of the cosine, after the warm-up."""
-    save_every: int = 100
+    save_every: int = 50
     """Steps between checkpoints."""
 
     def __post_init__(self) -> None:
@@ -220,7 +220,7 @@ class AnalyzeConfig(RunConfig):
     output_dir: Path = Path("runs/analyze")
     """The run folder: analysis.json, results and report.html."""
     model: str = "demo"
-    """"demo", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
+    """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
     random_weights: bool = False
     """Use the model's architecture with random weights."""
     samples: int = 40

@@ -4,10 +4,10 @@
 - diffusers' FirstBlockCache, TaylorSeer and MagCache;
 - cache-dit's DBCache, if cache-dit is installed.
 
-Each is put on a copy of the transformer that shares the weights and is thrown away afterwards, so that nothing has to be
-taken off. What they need beyond their documentation is done for them here: the pipelines of DiT and PixArt open no
+Each is put on a copy of the transformer that shares the weights and is thrown away afterwards, so that nothing has to
+be taken off. What they need beyond their documentation is done for them here: the pipelines of DiT and PixArt open no
 cache context and reset nothing between two generations, TaylorSeer's default names match no module of these models,
-and cache-dit's counter notices a new generation one call late.
+and cache-dit, put on a bare transformer, notices a new generation one call late.
 """
 
 import ast
@@ -121,7 +121,8 @@ class FeatureCache:
 
     plan: DeltaPlan
     outputs: dict[tuple[int, Range], Any] = field(default_factory=dict)
-    position: Position = Position(-1, 0)
+    run: int = -1
+    step: int = 0
     branch: int = 0
 
     def attach(self, pipe: Any) -> None:
@@ -135,16 +136,16 @@ class FeatureCache:
         watch(pipe, self._begin)
 
     def _begin(self, position: Position, branch: int) -> None:
-        if position.run != self.position.run:
+        if position.run != self.run:
             self.outputs.clear()
-        self.position, self.branch = position, branch
+        self.run, self.step, self.branch = *position, branch
 
     def _wrap(self, block: nn.Module, index: int) -> None:
         forward = block.forward
 
         @functools.wraps(forward)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            action = self.plan.actions[self.position.step]
+            action = self.plan.actions[self.step]
             if isinstance(action, Reuse) and action.start <= index < action.stop:
                 return self.outputs[self.branch, action.range]
             output = forward(*args, **kwargs)

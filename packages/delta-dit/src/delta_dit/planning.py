@@ -56,7 +56,7 @@ def calibrated(config: PlanConfig) -> DeltaPlan:
         UsageError: no plan is as fast, or as faithful, as that.
     """
     from delta_dit.calibrate import Calibration
-    from delta_dit.search import Candidates, ErrorModel, Trial, refine, saved_blocks
+    from delta_dit.search import Candidates, ErrorModel, Trial, saved_blocks
 
     assert config.calibration is not None
     calibration = Calibration.load(config.calibration)
@@ -68,9 +68,10 @@ def calibrated(config: PlanConfig) -> DeltaPlan:
         saved = saved_blocks(model.steps, model.blocks, config.speedup or DEFAULT_SPEEDUP)
     else:
         saved = candidates.fastest(wanted, trial)
-    reuses = candidates.best(saved, trial)
-    if trial is not None and saved:
-        reuses, _ = refine(reuses, trial, model, config.evaluations)
+    if trial is None or not saved:
+        reuses = candidates.best(saved, trial)
+    else:
+        reuses = candidates.refined(saved, trial, config.evaluations)
     provenance = calibration.about | promise(reuses, model.predict(reuses), trial)
     return DeltaPlan.of(calibration.blocks, reuses, levels=calibration.levels, provenance=provenance)
 

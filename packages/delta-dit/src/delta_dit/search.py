@@ -33,6 +33,7 @@ from frugal_shared.evaluation import chunks
 Reuses = tuple[Reuse | None, ...]
 """A plan as one entry per step, None for a full step."""
 NOTHING = 1e-12  # squared errors below this are rounding
+STARTS = 3  # plans that are refined
 BATCH = 24  # images drawn at once
 NONE = -1  # "no full step before the last one"
 
@@ -222,8 +223,8 @@ def refine(
 ) -> tuple[Reuses, float]:
     """Improve a plan by small changes that keep its cost, each tried on the model itself.
 
-    Changes are tried in the order in which the calibration likes them, and the first that helps is kept. What it
-    misjudges are long runs of reuse: no change makes the longest one longer.
+    The first change that helps is kept. What a calibration misjudges comes first, that is which steps extrapolate; the
+    rest in the order in which it likes them, as long as no run of reuse becomes longer than the longest.
 
     Args:
         start: the plan.
@@ -238,7 +239,8 @@ def refine(
     tried = {start}
     while len(tried) <= evaluations:
         near = {plan for plan in changes(best, model.blocks) if longest_run(plan) <= run}
-        fresh = sorted(near - tried, key=lambda plan: model.predict(plan, power=0.5))
+        flips = set(_flipped(best))
+        fresh = sorted(near - tried, key=lambda plan: (plan not in flips, model.predict(plan, power=0.5)))
         for plan in fresh[: evaluations + 1 - len(tried)]:
             tried.add(plan)
             if (value := quality(plan)) > best_quality:
@@ -260,6 +262,7 @@ def changes(plan: Reuses, blocks: int) -> Iterator[Reuses]:
     A full and a reuse step change places; a reuse step changes its order; it reuses another range of the same width; or
     it gives some of its width to another step.
     """
+    yield from _flipped(plan)
     for i, j in itertools.permutations(range(1, len(plan)), 2):
         first, second = plan[i], plan[j]
         if first is None:
@@ -275,9 +278,14 @@ def changes(plan: Reuses, blocks: int) -> Iterator[Reuses]:
     for i, reuse in enumerate(plan):
         if reuse is None:
             continue
-        yield _with(plan, {i: Reuse(*reuse.range, 1 - reuse.order)})
         for start in range(blocks - _width(reuse) + 1):
             yield _with(plan, {i: Reuse(start, start + _width(reuse), reuse.order)})
+
+
+def _flipped(plan: Reuses) -> Iterator[Reuses]:
+    for i, reuse in enumerate(plan):
+        if reuse is not None:
+            yield _with(plan, {i: Reuse(*reuse.range, 1 - reuse.order)})
 
 
 def _resized(reuse: Reuse, width: int, blocks: int) -> Iterator[Reuse | None]:
@@ -327,6 +335,14 @@ class Candidates:
     def best(self, saved: int, trial: "Trial | None") -> Reuses:
         """Return the best candidate: by trial, or as the calibration has it."""
         return max(self.at(saved), key=trial) if trial else self._frontier(1.0, None).plan(saved)
+
+    def refined(self, saved: int, trial: "Trial", evaluations: int) -> Reuses:
+        """Return the best plan that :func:`refine` reaches from the best candidate of each longest run."""
+        starts: dict[int, Reuses] = {}
+        for plan in sorted(self.at(saved), key=trial):
+            starts[longest_run(plan)] = plan
+        best = sorted(starts.values(), key=trial)[-STARTS:]
+        return max((refine(plan, trial, self.model, evaluations // len(best))[0] for plan in best), key=trial)
 
     def fastest(self, psnr_db: float, trial: "Trial | None") -> int:
         """Return the largest saving at which the best candidate has at least this PSNR, by bisection."""

@@ -1,0 +1,153 @@
+"""The other caches on the same model: what they keep, what they cost, that nothing of them stays behind."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
+
+from delta_dit.adapters import blocks_of
+from delta_dit.bench import Trial, bisect
+from delta_dit.config import DeltaCacheConfig
+from delta_dit.methods import Method, counted, frechet_distance, last_sample, macs, psnr, relative_l1
+from delta_dit.models import Sampler, open_gates
+from delta_dit.peers import PEERS, Dial, Setting, naive_feature_cache
+from delta_dit.pixel import PixelDiTPipeline
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    torch.manual_seed(0)
+    model = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=3,
+        out_channels=3,
+        num_layers=4,
+        sample_size=16,
+        patch_size=4,
+        num_embeds_ada_norm=5,
+        norm_type="ada_norm_zero",
+    ).eval()
+    open_gates(model)
+    scheduler = DPMSolverMultistepScheduler(prediction_type="sample", lambda_min_clipped=-5.1)
+    pipe = PixelDiTPipeline(model, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return Sampler("tiny", pipe, list(range(5)), "class_labels", guidance=1.5)
+
+
+def drawn(sampler, method, seed=0):
+    with method.on(sampler):
+        return sampler.draw(seed, range(2), steps=method.steps)
+
+
+def some_setting(sampler, name):
+    option = PEERS[name](sampler, STEPS, 1.6)[0]
+    return option.setting(0.5) if isinstance(option, Dial) else option
+
+
+@pytest.mark.parametrize("name", ["FirstBlockCache", "TaylorSeer", "MagCache", "DBCache"])
+def test_a_foreign_cache_saves_forgets_and_leaves_nothing_behind(name, sampler):
+    if name == "DBCache":
+        pytest.importorskip("cache_dit")
+    before = drawn(sampler, Method("uncached", STEPS))
+    method = Method(name, STEPS, attach=some_setting(sampler, name).attach)
+    assert macs(method, sampler) < 0.95 * macs(Method("uncached", STEPS), sampler)
+    with method.on(sampler):
+        sampler.draw(1, range(2), steps=STEPS)  # another generation, whose state must be gone
+        second = sampler.draw(0, range(2), steps=STEPS)
+    first = drawn(sampler, method)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, before)
+    assert torch.equal(drawn(sampler, Method("uncached", STEPS)), before)
+
+
+@pytest.mark.parametrize("name", ["FirstBlockCache", "MagCache", "DBCache"])
+def test_a_dial_at_its_low_end_is_the_uncached_model(name, sampler):
+    if name == "DBCache":
+        pytest.importorskip("cache_dit")
+    dial = PEERS[name](sampler, STEPS, 1.6)[0]
+    assert isinstance(dial, Dial)
+    closed = drawn(sampler, Method(name, STEPS, attach=dial.setting(1e-9).attach))
+    torch.testing.assert_close(closed, drawn(sampler, Method("uncached", STEPS)), atol=1e-5, rtol=0)
+
+
+def test_the_naive_cache_gives_the_same_output_whatever_went_into_the_range(sampler):
+    """With all blocks in the range, a reuse step repeats the last full step's tokens; Δ-DiT's depend on the input."""
+    config = DeltaCacheConfig(schedule="front", interval=2, cached_blocks=4)
+    outputs = {}
+    for name, method in {
+        "naive": Method("naive", STEPS, attach=naive_feature_cache(config).attach),
+        "delta": Method("delta", STEPS, config),
+    }.items():
+        seen = outputs[name] = []
+        with method.on(sampler):
+            model = sampler.pipe.transformer
+            hook = model.norm_out.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].clone()))
+            sampler.draw(0, range(2), steps=STEPS)
+            hook.remove()
+    assert torch.equal(outputs["naive"][2], outputs["naive"][3])
+    assert not torch.equal(outputs["delta"][2], outputs["delta"][3])
+
+
+def test_the_naive_cache_costs_what_delta_costs(sampler):
+    config = DeltaCacheConfig(schedule="paper", interval=2, cached_blocks=3)
+    naive = Method("naive", STEPS, attach=naive_feature_cache(config).attach)
+    assert macs(naive, sampler) == macs(Method("delta", STEPS, config), sampler)
+    assert macs(naive, sampler) < macs(Method("uncached", STEPS), sampler)
+
+
+def test_the_copy_shares_the_weights_and_goes_away_after_an_error(sampler):
+    model = sampler.pipe.transformer
+
+    def attach(pipe, steps):
+        assert pipe.transformer is not model
+        assert pipe.transformer.pos_embed.proj.weight is model.pos_embed.proj.weight
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), Method("bad", STEPS, attach=attach).on(sampler):
+        pass
+    assert sampler.pipe.transformer is model
+    assert len(blocks_of(model)) == 4
+
+
+def test_macs_are_per_sample(sampler):
+    one, images = counted(Method("uncached", STEPS), sampler, 0, range(1))
+    three, more = counted(Method("uncached", STEPS), sampler, 0, range(3))
+    assert one == three and len(images) == 1 and len(more) == 3
+    assert counted(Method("fewer", STEPS // 2), sampler, 0, range(1))[0] == one / 2
+
+
+def test_last_sample_is_what_the_images_are_made_of(sampler):
+    with last_sample(sampler.pipe.scheduler) as last:
+        images = sampler.draw(0, range(2), steps=STEPS)
+    assert torch.equal((last[0] / 2 + 0.5).clamp(0, 1), images)
+    assert "step" not in vars(sampler.pipe.scheduler)
+
+
+def test_psnr_and_relative_l1():
+    reference = torch.full((2, 3, 4, 4), 0.5)
+    images = torch.stack([reference[0] + 0.1, reference[1]])
+    assert psnr(images, reference).tolist() == pytest.approx([20.0, 100.0], abs=1e-4)
+    assert relative_l1(images, reference).tolist() == pytest.approx([0.2, 0.0], abs=1e-6)
+
+
+def test_frechet_distance_of_gaussians_in_closed_form():
+    """Of N(0, 1) and N(m, s²) in each of D independent dimensions it is D·(m² + (s − 1)²)."""
+    random = np.random.default_rng(0)
+    standard, other = random.standard_normal((40_000, 3)), 2 + 1.5 * random.standard_normal((40_000, 3))
+    assert frechet_distance(other, standard) == pytest.approx(3 * (4 + 0.25), rel=0.02)
+    assert frechet_distance(standard, standard) == pytest.approx(0, abs=1e-6)
+
+
+def test_bisect_finds_where_a_dial_reaches_the_speedup():
+    tried = []
+
+    def attempt(setting):
+        tried.append(Trial(setting, 1 + setting.knobs["x"] / 2, 0.0))
+        return tried[-1].speedup
+
+    bisect(Dial(lambda x: Setting({"x": x}, lambda pipe, steps: None)), 1.6, attempt, 12)
+    assert tried[-1].speedup == pytest.approx(1.6, abs=0.01)
+    assert len(tried) == 12

@@ -257,16 +257,17 @@ def _remove_hook(module: Any, name: str) -> None:
     diffusers 0.42 repairs the chain above a removed hook as if the next hook had no ``new_forward``: that hook would
     silently stop working. Hand it the inner forward as what it is, its original.
     """
-    if _hook(module, name) is None:
+    registry = getattr(module, "_diffusers_hook", None)
+    if registry is None:
         return
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    above = registry._hook_order.index(name) + 1
-    outer = registry._fn_refs[above] if above < len(registry._fn_refs) else None
-    own_forward = None if outer is None else outer.forward
-    with _below_accelerate(module):
-        registry.remove_hook(name, recurse=False)
-    if outer is not None and outer.original_forward is not None:
-        outer.original_forward, outer.forward = outer.forward, own_forward
+    if name in registry.hooks:
+        above = registry._hook_order.index(name) + 1
+        outer = registry._fn_refs[above] if above < len(registry._fn_refs) else None
+        own_forward = None if outer is None else outer.forward
+        with _below_accelerate(module):
+            registry.remove_hook(name, recurse=False)
+        if outer is not None and outer.original_forward is not None:
+            outer.original_forward, outer.forward = outer.forward, own_forward
     if not registry.hooks:
         del module._diffusers_hook
         if vars(module).get("forward") == type(module).forward.__get__(module):

@@ -74,6 +74,7 @@ def bench(config: BenchConfig) -> None:
         sampler.pipe.to(run.accelerator.device)
         contest = Contest(config, sampler, run)
         ssim(torch.zeros(1, 3, 16, 16), torch.zeros(1, 3, 16, 16))  # missing packages are missed now, not after an hour
+        state: Any  # rows, the uncached images and latents by seed, a few images by method
         done, state = run.restore() or (0, {"rows": [], "drawn": {}, "shown": {}})
         entries = contest.entries()
         for number, (name, enter) in enumerate(run.progress(entries[done:], desc="bench"), done + 1):

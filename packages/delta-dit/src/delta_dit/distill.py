@@ -8,7 +8,7 @@ It is sampled like a Latent Consistency Model (arXiv 2310.04378): predict the en
 level, and so on. It is *trained* more directly. Consistency distillation makes f agree with itself at neighbouring
 points, so that the end reaches the far points through many hands; on a model as small as this the teacher can walk
 every trajectory to its end, and the true end is the target at once, at just the four levels that the sampler visits.
-Bootstrapping without an averaged target network diverged here within 300 steps; this cannot. The guidance scale is one
+(Self-agreement without an averaged target network was tried, and diverged within 300 steps.) The guidance scale is one
 number built in, not an input of the student.
 """
 

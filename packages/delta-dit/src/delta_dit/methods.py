@@ -4,10 +4,10 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -133,7 +133,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
         RunError: torchmetrics is not installed.
     """
     try:
-        from torchmetrics.functional.image import structural_similarity_index_measure as measure
+        measure = import_module("torchmetrics.functional.image").structural_similarity_index_measure
     except ImportError as error:
         raise RunError('torchmetrics is not installed; install it with: pip install "delta-dit[bench]"') from error
     return torch.as_tensor(measure(images, reference, data_range=1.0, reduction="none"))
@@ -156,7 +156,7 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     first, second = np.cov(features, rowvar=False), np.cov(reference, rowvar=False)
     means = np.square(features.mean(0) - reference.mean(0)).sum()
     # the eigenvalues of a product of two covariances are real and not negative, up to rounding
-    root = np.sqrt(scipy.linalg.eigvals(first @ second).real.clip(min=0)).sum()
+    root = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()
     return float(means + np.trace(first) + np.trace(second) - 2 * root)
 
 

@@ -18,6 +18,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import product
 from typing import Any
 
@@ -275,7 +276,7 @@ def dbcache(sampler: Sampler, steps: int, speedup: float) -> list[Setting | Dial
         ImportError: cache-dit is not installed.
     """
     try:
-        import cache_dit
+        cache_dit = import_module("cache_dit")
     except ImportError as error:
         raise ImportError('cache-dit is not installed; install it with: pip install "delta-dit[bench]"') from error
     logging.getLogger("CACHE_DIT").setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""``delta-dit demo``: the same seeds uncached, with fewer steps, and with two Δ-DiT schedules, at the same cost."""
+"""``delta-dit demo``: the same seeds uncached, with fewer steps, and with Δ-DiT on several schedules, at the same cost."""
 
 import math
 from collections.abc import Callable
@@ -16,12 +16,14 @@ from delta_dit.judge import load_judge
 from delta_dit.methods import Method, draw_all, macs, quality, to_bytes
 from delta_dit.models import Sampler, load_sampler
 from delta_dit.plan import DeltaPlan, Reuse
+from delta_dit.shipped import shipped_plan
 from frugal_shared.checkpoint import write_bytes
 from frugal_shared.report import Figure, Report, grid
 from frugal_shared.run import Run
 from frugal_shared.timing import compare
 
-UNCACHED, FEWER, PAPER, OURS = "uncached", "fewer steps", "Δ-DiT, paper's schedule", "Δ-DiT, sensitive steps full"
+UNCACHED, FEWER, PAPER = "uncached", "fewer steps", "Δ-DiT, paper's schedule"
+OURS, CALIBRATED = "Δ-DiT, sensitive steps full", "Δ-DiT, calibrated"
 SHOWN = 12  # pictures per method in the report
 
 
@@ -50,12 +52,17 @@ def demo(config: DemoConfig) -> None:
 def methods(config: DemoConfig) -> list[Method]:
     """Return what is compared; the first is the reference, the others cost about the same."""
     steps, speedup = config.steps, config.speedup
-    return [
+    compared = [
         Method(UNCACHED, steps),
-        Method(FEWER, math.ceil(steps / speedup)),  # in favour of the others where it does not divide
+        Method(FEWER, math.ceil(steps / speedup)),  # where it does not divide, in favour of this one
         Method(PAPER, steps, DeltaCacheConfig(speedup=speedup, schedule="paper")),
         Method(OURS, steps, DeltaCacheConfig(speedup=speedup)),
     ]
+    try:
+        plan = shipped_plan("demo", speedup)
+    except ValueError:  # none was calibrated for this speed-up
+        return compared
+    return [*compared, Method(CALIBRATED, steps, DeltaCacheConfig(plan=plan))] if plan.steps == steps else compared
 
 
 def cost(method: Method, reference: Method, sampler: Sampler, config: DemoConfig) -> dict[str, float]:
@@ -89,14 +96,16 @@ def wall_speedup(method: Method, reference: Method, sampler: Sampler, config: De
 
 def flat(rows: list[dict], config: DemoConfig) -> dict[str, Any]:
     """Return the results as flat floats: ours under plain names, the others with their method as a prefix."""
-    prefixes = {UNCACHED: "uncached_", FEWER: "fewer_steps_", PAPER: "paper_", OURS: ""}
+    prefixes = {UNCACHED: "uncached_", FEWER: "fewer_steps_", PAPER: "paper_", OURS: "", CALIBRATED: "calibrated_"}
     values = {prefixes[row["method"]] + key: value for row in rows for key, value in row.items() if key != "method"}
     return values | {"samples": config.samples, "seed": config.seed}
 
 
 def report(rows: list[dict], images: dict[str, Tensor], sampler: Sampler, config: DemoConfig) -> Report:
     """Return the report: pictures, the table, the schedules."""
-    pictures = {name: drawn[:SHOWN].permute(0, 2, 3, 1).numpy() for name, drawn in images.items()}
+    classes = min(config.samples, len(sampler.conditions))
+    picked = np.linspace(0, classes - 1, min(SHOWN, classes)).round().astype(int)
+    pictures = {name: drawn[picked].permute(0, 2, 3, 1).numpy() for name, drawn in images.items()}
     tiles = {name: grid(picture, 6, scale=3) for name, picture in pictures.items()}
     by_name = {row["method"]: row for row in rows}
     page = Report(
@@ -166,6 +175,7 @@ def schedule_plot(sampler: Sampler, config: DemoConfig) -> Plot:
         axes.imshow(runs(plan).T, origin="lower", aspect="auto", cmap="Blues", vmin=-0.25, vmax=1.25)
         axes.set_title(name, loc="left", fontsize=9)
         axes.set_ylabel("block")
+    panels[-1].set_xticks(range(config.steps))
     panels[-1].set_xlabel("sampling step (noise to the left)")
     return plot
 

@@ -45,6 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 BLOCKS = 4
 STEPS = 8
 FAST = DeltaCacheConfig(speedup=2.0)
+PAPER = DeltaCacheConfig(schedule="paper", interval=2, cached_blocks=3)  # full at even steps
 NOTHING = DeltaCacheConfig(speedup=1.0)
 
 
@@ -60,12 +61,13 @@ def shaken(model, scale=0.15):
     return model.eval()
 
 
-def dit(channels=3, classes=4):
+def dit(channels=3, out_channels=None, classes=4):
     return shaken(
         DiTTransformer2DModel(
             num_attention_heads=2,
             attention_head_dim=8,
             in_channels=channels,
+            out_channels=out_channels,
             num_layers=BLOCKS,
             sample_size=8,
             patch_size=2,
@@ -221,7 +223,7 @@ def test_a_solver_that_repeats_a_timestep_costs_full_steps_that_are_counted():
 @pytest.mark.parametrize("guidance", [4.0, 1.0])
 def test_the_latent_pipeline_of_diffusers(guidance):
     autoencoder = AutoencoderKL(latent_channels=4, block_out_channels=(8,), norm_num_groups=4).eval()
-    pipe = DiTPipeline(dit(channels=4, classes=1000), autoencoder, DPMSolverMultistepScheduler())
+    pipe = DiTPipeline(dit(channels=4, out_channels=8, classes=1000), autoencoder, DPMSolverMultistepScheduler())
     pipe.set_progress_bar_config(disable=True)
     uncached = draw(pipe, guidance_scale=guidance)
     assert torch.equal(cached(pipe, NOTHING, guidance_scale=guidance)[0], uncached)
@@ -230,11 +232,8 @@ def test_the_latent_pipeline_of_diffusers(guidance):
     assert not torch.equal(sample, uncached)
 
 
-def sample_flow(pipe, separate=False, skip_layers=None):
-    """The loop of the pipelines of SD3 (guidance in one doubled batch) and Flux (``separate`` calls).
-
-    With ``skip_layers``, skip-layer guidance makes one more call at the steps in the middle.
-    """
+def sample_flow(pipe, separate=False):
+    """The loop of the pipelines of SD3 (guidance in one doubled batch) and Flux (``separate`` calls)."""
     generator = torch.Generator().manual_seed(0)
     names = {"encoder_hidden_states": (2, 3, 12), "pooled_projections": (2, 10)}
     text = {name: torch.randn(shape, generator=generator) for name, shape in names.items()}
@@ -244,21 +243,18 @@ def sample_flow(pipe, separate=False, skip_layers=None):
         sample, positions = sample.reshape(1, 16, 16), {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(3, 3)}
     parts = [{name: value[i : i + 1] for name, value in text.items()} for i in range(2)]
 
-    def predict(sample, t, text, **more):
+    def predict(sample, t, text):
         timestep = t.expand(len(sample)) / (1000 if separate else 1)
-        return pipe.transformer(sample, timestep=timestep, **text, **positions, **more).sample
+        return pipe.transformer(sample, timestep=timestep, **text, **positions).sample
 
     pipe.scheduler.set_timesteps(STEPS)
     with torch.no_grad():
-        for step, t in enumerate(pipe.scheduler.timesteps):
+        for t in pipe.scheduler.timesteps:
             if separate:
                 cond, uncond = (predict(sample, t, part) for part in parts)
             else:
                 cond, uncond = predict(torch.cat([sample] * 2), t, text).chunk(2)
-            output = uncond + 3 * (cond - uncond)
-            if skip_layers is not None and 2 <= step < 6:
-                output = output + cond - predict(sample, t, parts[0], skip_layers=skip_layers)
-            sample = pipe.scheduler.step(output, t, sample).prev_sample
+            sample = pipe.scheduler.step(uncond + 3 * (cond - uncond), t, sample).prev_sample
     return sample
 
 
@@ -278,14 +274,30 @@ def test_flow_matching_with_text(make, separate):
     assert torch.equal(sample_flow(pipe, separate), sample)
 
 
-def test_skip_layer_guidance_bypasses_the_cache_and_does_not_move_the_run_along():
-    pipe = enable_delta_cache(Pipe(sd3(), FlowMatchEulerDiscreteScheduler()), FAST)
+def test_skip_layer_guidance_is_a_call_of_its_own_and_does_not_disturb_the_others():
+    def run(pipe, calls_at):
+        pipe.scheduler.set_timesteps(STEPS)
+        text, pooled, outputs = torch.ones(2, 3, 12), torch.ones(2, 10), {}
+        with torch.no_grad():
+            for step, t in enumerate(pipe.scheduler.timesteps):
+                for skip in calls_at(step):
+                    x = latents(step, 4)
+                    outputs[step, skip] = pipe.transformer(
+                        x, text, pooled, t.expand(2), skip_layers=[1, 2] if skip else None
+                    ).sample
+        return outputs
+
+    alone = run(enable_delta_cache(Pipe(sd3()), PAPER), lambda step: (False,))
+    uncached = run(Pipe(sd3()), lambda step: (False, True))
+    pipe = enable_delta_cache(Pipe(sd3()), PAPER)
     calls = attention_calls(pipe.transformer)
-    skip = [1, 2]
-    sample_flow(pipe, skip_layers=skip)
-    planned = FAST.plan_for(STEPS, BLOCKS).blocks_run()
-    assert len(calls) == planned + 4 * (BLOCKS - len(skip))
-    assert delta_cache_stats(pipe).blocks_run == planned and not delta_cache_stats(pipe).fallbacks
+    both = run(pipe, lambda step: (False, True) if 3 <= step < 7 else (False,))
+    assert all(torch.equal(both[key], alone[key]) for key in alone)
+    assert all(torch.equal(both[step, True], uncached[step, True]) for step in (3, 4, 6))
+    assert not torch.equal(both[5, True], uncached[5, True])
+    stats = delta_cache_stats(pipe)
+    assert stats.fallbacks == {"the first call of its kind in the run": 1}
+    assert len(calls) == stats.blocks_run and stats.blocks_total == STEPS * BLOCKS + 4 * (BLOCKS - 2)
 
 
 # Guidance in separate calls. The samples do not depend on the model here, so that single calls can be compared.
@@ -305,9 +317,6 @@ def guided(pipe, calls_at, prompts=PROMPTS):
                 x = latents(step).to(pipe.transformer.dtype)
                 outputs[step, call] = pipe.transformer(x, t.expand(2), class_labels=labels).sample
     return outputs
-
-
-PAPER = DeltaCacheConfig(schedule="paper", interval=2, cached_blocks=3)  # full at even steps
 
 
 def test_separate_guidance_equals_fused_guidance():

@@ -120,21 +120,17 @@ class DeltaBlockHook(ModelHook):
 
     @_untraced
     def _before(self, args: tuple, kwargs: dict[str, Any]) -> Any | None:
-        call = self.caches.cache.call
+        call, inputs = self.caches.cache.call, self.read(args, kwargs)
         if call.skips_block(self.index):
-            return self._pack(call.in_place_of(self.index, self.read(args, kwargs)))
-        for total in call.sums_of(self.index):
-            total.enter(self.read(args, kwargs))
+            return self._pack(call.in_place_of(self.index, inputs))
+        call.enter(self.index, inputs)
         return None
 
     @_untraced
     def _after(self, output: Any) -> None:
-        sums = self.caches.cache.call.sums_of(self.index)
-        if sums:
-            outputs = (output,) if self.returns_tensor else tuple(output)
-            self.ended = tuple(stream is None for stream in outputs)
-            for total in sums:
-                total.leave(outputs)
+        outputs = (output,) if self.returns_tensor else tuple(output)
+        self.ended = tuple(stream is None for stream in outputs)
+        self.caches.cache.call.leave(self.index, outputs)
 
     def _pack(self, streams: Streams) -> Any:
         if self.returns_tensor:

@@ -65,7 +65,8 @@ Row = dict[str, Any]
 def bench(config: BenchConfig) -> None:
     """Draw, tune, judge, time, and write the rows and the report; a resumed run keeps the rows it has."""
     sampler = load_sampler(config.model, random_weights=config.random_weights)
-    sampler = replace(sampler, conditions=conditions(config, sampler))
+    asked: Any = config  # has the fields that are read: model, labels, prompts
+    sampler = replace(sampler, conditions=conditions(asked, sampler))
     check_range("speedup", config.speedup, 1, config.steps or sampler.steps)
     if config.plan is not None:  # what is wrong with it is told at once
         plan = DeltaCacheConfig(plan=DeltaPlan.load(config.plan))

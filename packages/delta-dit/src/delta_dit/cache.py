@@ -77,18 +77,31 @@ class Call:
     deltas: dict[Range, Streams] = field(default_factory=dict)  # their Δs by piece, each taken out when it is added
     sums: dict[Range, DeltaSum] = field(default_factory=dict)  # what to record, by piece
     fallback: str | None = None  # why the call runs in full although the plan reuses
+    ran: int = 0
+    skipped: int = 0
 
     def skips_block(self, block: int) -> bool:
         """Return whether this block does not run."""
         return self.skips[0] <= block < self.skips[1]
 
-    def in_place_of(self, block: int, streams: Streams) -> Streams:
+    def in_place_of(self, block: int, inputs: Streams) -> Streams:
         """Return what a skipped block gives: its input, to which the first of its piece adds the piece's Δ."""
+        self.skipped += 1
         piece = next((piece for piece in self.deltas if piece[0] <= block < piece[1]), None)
-        return streams if piece is None else add_delta(streams, self.deltas.pop(piece))
+        return inputs if piece is None else add_delta(inputs, self.deltas.pop(piece))
 
-    def sums_of(self, block: int) -> list[DeltaSum]:
-        """Return the sums that this block's Δ belongs to."""
+    def enter(self, block: int, inputs: Streams) -> None:
+        """Take the input of a block that runs."""
+        self.ran += 1
+        for total in self._sums_of(block):
+            total.enter(inputs)
+
+    def leave(self, block: int, outputs: Streams) -> None:
+        """Take the output of that block."""
+        for total in self._sums_of(block):
+            total.leave(outputs)
+
+    def _sums_of(self, block: int) -> list[DeltaSum]:
         return [total for piece, total in self.sums.items() if piece[0] <= block < piece[1]]
 
 
@@ -192,14 +205,14 @@ class DeltaCache:
             call.branch.records.setdefault(piece, DeltaRecord()).push(call.step, delta, keep=1 + order)
 
     def _count(self, call: Call) -> None:
-        skipped = call.skips[1] - call.skips[0]
         self.stats.calls += 1
-        self.stats.reuse_calls += call.fallback is None and skipped > 0
-        self.stats.blocks_total += len(self.blocks)
-        self.stats.blocks_run += len(self.blocks) - skipped
+        self.stats.blocks_run += call.ran
+        self.stats.blocks_total += call.ran + call.skipped
         if call.fallback is not None:
             self.stats.fallbacks[call.fallback] += 1
-            self.stats.blocks_run += len(self.blocks) if skipped else 0  # the call was made a second time
+            self.stats.blocks_run += call.skipped  # if any, in a second attempt
+        elif call.skipped:
+            self.stats.reuse_calls += 1
 
 
 def _leaves(value: Any) -> Iterator[Any]:

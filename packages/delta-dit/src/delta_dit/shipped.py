@@ -4,6 +4,8 @@ They were made by these two commands and are used by their name or through :func
 
     delta-dit calibrate --model demo --guidance 1.5 --labels <the 20 classes of even digits> --output-dir runs/calibrate
     delta-dit plan --calibration runs/calibrate --speedup 1.6 --json src/delta_dit/assets/plans/demo-1.6.json
+
+For the four-step model it was ``--model demo-lcm --steps 4 --guidance 1.0`` and the same labels.
 """
 
 from importlib.resources import files

@@ -98,6 +98,7 @@ WRONG = [
     ([*PAINT, "--seed", "x"], "seed='x' is not possible; allowed: a whole number"),
     ([*PAINT, "--seed=1=2"], "seed='1=2' is not possible; allowed: a whole number"),
     ([*PAINT, "--seed", "1", "--seed", "2.5"], "seed='2.5' is not possible; allowed: a whole number"),
+    (["paint", "--wall", "seed", "--seed", "x", "--cpu"], "seed='x' is not possible; allowed: a whole number"),
     ([*PAINT, "--seed"], "seed='' is not possible; allowed: a whole number"),
     ([*PAINT, "--width", "y" * 200], f"width='{'y' * 200}' is not possible; allowed: a number"),
     ([*PAINT, "--coats", "1", "z"], "coats='1 z' is not possible; allowed: a whole number, or several"),

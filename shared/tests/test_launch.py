@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from frugal_shared.launch import _worker_error
+from frugal_shared.config import ProcessConfig
+from frugal_shared.launch import _worker_error, launch
 
 WORKER = '''
 import os, sys
@@ -95,6 +96,18 @@ def test_gpus_that_are_not_there_are_refused(start, tmp_path):
     line = "worker: error: num_processes=2 needs 2 GPUs and there are 0; allowed: --cpu, or 1\n"
     assert (answer.returncode, answer.stdout, answer.stderr) == (2, "", line)
     assert not (tmp_path / "out").exists()
+
+
+def test_gpus_are_left_to_accelerate_launch(monkeypatch):
+    """No GPU here: what would be started is held against accelerate's own parser."""
+    started = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", started.append)
+    launch(lambda: pytest.fail("ran here"), ProcessConfig(num_processes=2), "delta_dit", ["demo", "--seed", "3"])
+    (options,) = started
+    assert (options.multi_gpu, options.num_processes, options.module) == (True, 2, True)
+    assert (options.training_script, options.training_script_args) == ("delta_dit", ["demo", "--seed", "3"])
 
 
 TOLD = {"message": "loss is NaN", "code": 1}

@@ -8,13 +8,14 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.models import transformers as diffusers_transformers
+from torch import nn
+
 from delta_dit import Adapter, DeltaCacheConfig, DeltaPlan, Stack, delta_cache_stats, register_adapter
 from delta_dit import disable_delta_cache as disable
 from delta_dit import enable_delta_cache as enable
 from delta_dit.adapters import ADAPTERS, adapter_for, blocks_of
 from delta_dit.plan import Range, Reuse
-from diffusers.models import transformers as diffusers_transformers
-from torch import nn
 
 B = 2  # batch
 STEPS = 4
@@ -1089,9 +1090,9 @@ def test_residuals_between_blocks_are_not_counted_twice(name: str) -> None:
     ("name", "difference"),
     [
         ("SD3Transformer2DModel", {"skip_layers": [1]}),  # skip-layer guidance
-        (
+        (  # another prompt
             "QwenImageTransformer2DModel",
-            {"encoder_hidden_states": r(B, 2, 8), "encoder_hidden_states_mask": ones(B, 2)},
+            {"encoder_hidden_states": torch.ones(B, 2, 8), "encoder_hidden_states_mask": ones(B, 2)},
         ),
     ],
 )
@@ -1180,15 +1181,48 @@ def test_a_wrong_adapter_is_refused_and_leaves_no_trace(own: OwnTransformer, ada
     assert all("forward" not in vars(module) for module in own.modules())
 
 
-def test_a_call_that_fills_a_key_value_cache_runs_every_block() -> None:
-    run = Run("Flux2Transformer2DModel")
+def glm_cache(blocks: int) -> dict[str, Any]:
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
+    cache = GlmImageKVCache(blocks)
+    cache.set_mode("write")
+    return {"kv_caches": cache}
+
+
+def qwen_cache(blocks: int) -> dict[str, Any]:
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
+    return {"kv_cache": QwenImage21KVCache(blocks), "kv_cache_mode": "extract"}
+
+
+def sana_cache(blocks: int) -> dict[str, Any]:
+    from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
+
+    return {"kv_cache": SanaWMRefinerKVCache(blocks), "kv_cache_mode": "capture_pre_rope"}
+
+
+@pytest.mark.parametrize(
+    ("name", "fill"),
+    [
+        ("Flux2Transformer2DModel", lambda _: {"kv_cache_mode": "extract", "num_ref_tokens": 1}),
+        ("GlmImageTransformer2DModel", glm_cache),
+        ("QwenImage21Transformer2DModel", qwen_cache),
+        ("SanaWMLTX2RefinerTransformer3DModel", sana_cache),
+    ],
+)
+def test_a_call_that_fills_a_key_value_cache_runs_every_block(
+    name: str, fill: Callable[[int], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(name)
     blocks = len(run.blocks)
+    counts = count_calls(monkeypatch, run.blocks)
     enable(run.model, DeltaCacheConfig(plan=plan_of(blocks, (0, blocks)), num_inference_steps=STEPS))
-    for step, t in enumerate(TIMES[:2]):
-        for inputs in run.inputs:
-            inputs["kv_cache_mode"], inputs["num_ref_tokens"] = "extract", 1
-        run.call(step, t)
-    assert delta_cache_stats(run.model).blocks_run == 2 * blocks
+    run.inputs[2] = run.inputs[1] | fill(blocks)
+    run.call(0, TIMES[0])
+    run.call(2, TIMES[1])
+    assert counts == [2] * blocks
+    run.call(1, TIMES[1])
+    assert counts == [2] * blocks  # the step itself reuses every block
 
 
 @pytest.mark.skipif(not diffusers.__version__.startswith("0.42."), reason="the list of another diffusers")

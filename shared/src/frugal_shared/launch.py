@@ -1,17 +1,16 @@
 """Start a run on one or many processes: one option pair, ``--num-processes N`` and ``--cpu``, for every package.
 
-==================  ================================================================================
+==================  ==================================================================================
 asked for           what happens
-==================  ================================================================================
+==================  ==================================================================================
 1                   the command runs in this process
-N                   ``torch.distributed.run`` starts N workers of the same command line: one per GPU, or
-                    with ``--cpu`` on the CPU (gloo)
+N with ``--cpu``    ``torch.distributed.run`` (gloo) starts N workers of the same command line
+N without           ``accelerate launch`` starts one worker per GPU
 under a launcher    (``accelerate launch -m delta_dit …``, ``torchrun``) this process is a worker: it runs
-==================  ================================================================================
+==================  ==================================================================================
 
-``accelerate launch`` is for users: from here it would let the user's own configuration file change the run, print a
-traceback per worker, and with ``--cpu --num_processes 2`` start one process only (accelerate issue 2741). The workers
-find their rank in the environment, which Accelerate reads whoever wrote it.
+``accelerate launch --cpu --num_processes 2`` starts one process only (accelerate issue 2741), hence the second row.
+Both launchers run inside this process, so that a worker's failure comes back as an exception and is told in one line.
 """
 
 import json
@@ -54,7 +53,7 @@ def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv
     else:
         if not config.cpu:
             _check_gpus(count)
-        _start_workers(count, module, argv)
+        _start_workers(_run_on_cpu if config.cpu else _run_on_gpus, count, module, argv)
 
 
 def _check_gpus(count: int) -> None:
@@ -66,19 +65,33 @@ def _check_gpus(count: int) -> None:
         raise UsageError(f"num_processes={count} needs {count} GPUs and there are {found}; allowed: {allowed}")
 
 
-def _start_workers(count: int, module: str, argv: list[str]) -> None:
+def _run_on_cpu(count: int, module: str, argv: list[str]) -> None:
     import torch
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.disable(logging.CRITICAL)  # torch's own account of a failure; the one line below says it all
     # as many threads per worker as there are cores for it; torch.distributed.run would give each just one
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    run(parse_args(["--standalone", "--nproc-per-node", str(count), "-m", module, *argv]))
+
+
+def _run_on_gpus(count: int, module: str, argv: list[str]) -> None:
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    # what is not said here, accelerate would take from its configuration file, or warn about
+    options = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    options += ["--num_processes", str(count), "-m", module, *argv]
+    launch_command(launch_command_parser().parse_args(options))
+
+
+def _start_workers(start: Callable[[int, str, list[str]], None], count: int, module: str, argv: list[str]) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.disable(logging.CRITICAL)  # torch's own account of a failure; the one line below says it all
     with tempfile.TemporaryDirectory() as folder:
         os.environ[ERROR_FILE] = f"{folder}/error.json"
         try:
-            run(parse_args(["--standalone", "--nproc-per-node", str(count), "-m", module, *argv]))
+            start(count, module, argv)
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise _worker_error(Path(os.environ[ERROR_FILE]), codes) from error

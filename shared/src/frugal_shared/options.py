@@ -54,7 +54,7 @@ def _one_line(box: str, kind: type[CommandConfig], options: list[str]) -> str:
     text = re.sub(r"\x1b\[[\d;]*m", "", box)  # coloured where the output is a terminal
     body = re.split(r"[─-]{3,}", text)[:2][-1]  # between the title and the pointer to --help
     words = " ".join(re.sub(r"[╮│]", " ", body).split())
-    found = re.search(r"(?:Error parsing |for argument ')--([\w-]+)", words)
+    found = re.search(r"(?:Error parsing|for argument)\W+--([\w-]+)", words)
     name = found[1].replace("-", "_") if found else ""
     hints = get_type_hints(kind)
     if name not in hints:
@@ -67,7 +67,7 @@ def _given(name: str, options: list[str]) -> str:
     given: list[str] = []
     for index, word in enumerate(options):
         option, equals, value = word.partition("=")
-        if option.removeprefix("--").replace("-", "_") == name:
+        if option.replace("-", "_") == f"__{name}":
             rest = takewhile(lambda word: not word.startswith("--"), options[index + 1 :])
             given = [value] if equals else list(rest)
     return " ".join(given)

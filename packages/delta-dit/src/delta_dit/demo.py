@@ -1,4 +1,4 @@
-"""``delta-dit demo``: the same seeds uncached, with fewer steps, and with Δ-DiT on several schedules, and what each costs."""
+"""``delta-dit demo``: the same seeds uncached, with fewer steps, and with Δ-DiT on several schedules, at one cost."""
 
 import math
 from collections.abc import Callable

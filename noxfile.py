@@ -29,7 +29,7 @@ FOLDERS = {
     "frugal-shared": "shared",
 }
 COMMANDS = [name for name in FOLDERS if name != "frugal-shared"]
-EXTRA = dict.fromkeys(COMMANDS, "run") | {"frugal-shared": "demo"}
+EXTRAS = {name: ["run"] for name in COMMANDS} | {"delta-dit": ["run", "bench"], "frugal-shared": ["demo"]}
 DEMOS = ["delta-dit"]  # the packages whose `demo` command has landed
 EVERYTHING = ["--all-packages", "--extra", "run", "--extra", "demo", "--group", "test"]
 
@@ -78,7 +78,8 @@ def tests(session: nox.Session, package: str) -> None:
         sync(session, "all", *EVERYTHING)
         run(session, "pytest", "tests", *session.posargs)
     else:
-        sync(session, package, "--package", package, "--extra", EXTRA[package], "--group", "test")
+        extras = [word for extra in EXTRAS[package] for word in ("--extra", extra)]
+        sync(session, package, "--package", package, *extras, "--group", "test")
         run(session, "pytest", f"{FOLDERS[package]}/tests", *session.posargs)
 
 

@@ -37,5 +37,5 @@ def test_help_says_what_it_is_for_and_that_no_method_has_landed(argv):
 
 @pytest.mark.parametrize("argument", ["run", "--speed"])
 def test_anything_else_is_refused_in_one_line(argument):
-    expected = f"bdp-nas: error: {argument!r} is unknown; allowed: --help, --version\n"
+    expected = f"bdp-nas: error: command={argument!r} is unknown; allowed: --help, --version\n"
     assert command(argument) == (2, "", expected)

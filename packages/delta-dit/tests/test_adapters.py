@@ -990,20 +990,20 @@ def run(request: pytest.FixtureRequest) -> Run:
     return Run(request.param)
 
 
-def count_calls(monkeypatch: pytest.MonkeyPatch, blocks: list[nn.Module]) -> list[int]:
-    """Count the calls of each block's own forward."""
-    counts = [0] * len(blocks)
+def log_calls(monkeypatch: pytest.MonkeyPatch, blocks: list[nn.Module]) -> list[int]:
+    """Return a list that grows by a block's number whenever its own forward is called."""
+    calls: list[int] = []
 
-    def counted(index: int, forward: Callable) -> Callable:
+    def logged(index: int, forward: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
-            counts[index] += 1
+            calls.append(index)
             return forward(*args, **kwargs)
 
         return call
 
     for index, block in enumerate(blocks):
-        monkeypatch.setattr(block, "forward", counted(index, block.forward), raising=False)
-    return counts
+        monkeypatch.setattr(block, "forward", logged(index, block.forward), raising=False)
+    return calls
 
 
 def test_without_reuse_nothing_changes_and_disabling_leaves_no_trace(run: Run) -> None:
@@ -1021,16 +1021,18 @@ def test_without_reuse_nothing_changes_and_disabling_leaves_no_trace(run: Run) -
 
 def test_the_blocks_run_that_the_plan_counts(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run.run()
-    counts = count_calls(monkeypatch, run.blocks)
+    every = list(range(len(run.blocks)))
+    calls = log_calls(monkeypatch, run.blocks)
     for name, (start, stop) in run.ranges().items():
         plan = plan_of(len(run.blocks), (start, stop))
-        counts[:] = [0] * len(counts)
+        calls.clear()
         enable(run.model, DeltaCacheConfig(plan=plan, num_inference_steps=STEPS))
         cached = run.run()
         stats = delta_cache_stats(run.model)
         disable(run.model)
-        assert counts == [2 if start <= index < stop else STEPS for index in range(len(counts))], name
-        assert sum(counts) == plan.blocks_run() == stats.blocks_run, name
+        outside = every[:start] + every[stop:]
+        assert calls == [*every, *outside, *outside, *every], name
+        assert len(calls) == plan.blocks_run() == stats.blocks_run, name
         assert not stats.fallbacks, name
         assert same(cached[0], plain[0]) and same(cached[3], plain[3]), f"{name}: a full step is exact"
         assert distance(cached[1], plain[1]) > 1e-3, f"{name}: the blocks and what they see must matter"
@@ -1214,15 +1216,15 @@ def test_a_call_that_fills_a_key_value_cache_runs_every_block(
     name: str, fill: Callable[[int], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run(name)
-    blocks = len(run.blocks)
-    counts = count_calls(monkeypatch, run.blocks)
-    enable(run.model, DeltaCacheConfig(plan=plan_of(blocks, (0, blocks)), num_inference_steps=STEPS))
-    run.inputs[2] = run.inputs[1] | fill(blocks)
+    every = list(range(len(run.blocks)))
+    calls = log_calls(monkeypatch, run.blocks)
+    enable(run.model, DeltaCacheConfig(plan=plan_of(len(every), (0, len(every))), num_inference_steps=STEPS))
+    run.inputs[2] = run.inputs[1] | fill(len(every))
     run.call(0, TIMES[0])
     run.call(2, TIMES[1])
-    assert counts == [2] * blocks
+    assert calls == every + every
     run.call(1, TIMES[1])
-    assert counts == [2] * blocks  # the step itself reuses every block
+    assert calls == every + every  # the step itself reuses every block
 
 
 @pytest.mark.skipif(not diffusers.__version__.startswith("0.42."), reason="the list of another diffusers")

@@ -7,7 +7,7 @@ import contextlib
 import sys
 import traceback
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from typing import Annotated, Any, Union
 
 import tyro
@@ -48,7 +48,7 @@ def _run(program: str, commands: Commands, argv: list[str]) -> int:
         _print_help(program, commands)
         return 0
     name, *options = argv
-    check_choice("command", name, commands)
+    check_choice("command", name, commands or ("--help", "--version"))
     kind, target = commands[name]
     config = parse_options(f"{program} {name}", kind, options)
     if config is None:
@@ -66,6 +66,10 @@ def _run(program: str, commands: Commands, argv: list[str]) -> int:
 
 
 def _print_help(program: str, commands: Commands) -> None:
+    if not commands:
+        summary = metadata(program)["Summary"]
+        sys.stdout.write(f"usage: {program} [-h] [--version]\n\n{summary}.\nNo method has landed yet.\n")
+        return
     kinds: list[Any] = [
         Annotated[kind, tyro.conf.subcommand(name, description=kind.__doc__)] for name, (kind, _) in commands.items()
     ]

@@ -255,8 +255,8 @@ def adapter_for(transformer: nn.Module) -> Adapter:
         if base.__name__ in ADAPTERS:
             return ADAPTERS[base.__name__]
     raise ValueError(
-        f"transformer {type(transformer).__name__!r} is unknown; allowed: those in delta_dit.adapters.ADAPTERS, or your "
-        "own after delta_dit.register_adapter(class_name, Adapter(Stack(attribute, returns)))"
+        f"transformer {type(transformer).__name__!r} is unknown; allowed: those in delta_dit.adapters.ADAPTERS, "
+        "or your own after delta_dit.register_adapter(class_name, Adapter(Stack(attribute, returns)))"
     )
 
 

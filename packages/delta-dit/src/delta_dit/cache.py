@@ -60,6 +60,7 @@ class Branch:
     inputs: list[weakref.ref[Tensor]]
     step: int = -1  # of the newest call
     constant: int = 0  # how many input tensors were the very same in the newest two calls
+    called: list[int] = field(default_factory=list)  # the blocks that the newest full call came by
     records: dict[Range, DeltaRecord] = field(default_factory=dict)
 
     def shared(self, inputs: Iterable[Tensor]) -> int:
@@ -77,8 +78,13 @@ class Call:
     deltas: dict[Range, Streams] = field(default_factory=dict)  # their Δs by piece, each taken out when it is added
     sums: dict[Range, DeltaSum] = field(default_factory=dict)  # what to record, by piece
     fallback: str | None = None  # why the call runs in full although the plan reuses
-    ran: int = 0
+    called: list[int] = field(default_factory=list)  # the blocks that the call came by so far
     skipped: int = 0
+
+    @property
+    def reuses(self) -> bool:
+        """Whether any block is to be skipped."""
+        return self.skips[0] < self.skips[1]
 
     def skips_block(self, block: int) -> bool:
         """Return whether this block does not run."""
@@ -86,13 +92,14 @@ class Call:
 
     def in_place_of(self, block: int, inputs: Streams) -> Streams:
         """Return what a skipped block gives: its input, to which the first of its piece adds the piece's Δ."""
+        self.called.append(block)
         self.skipped += 1
         piece = next((piece for piece in self.deltas if piece[0] <= block < piece[1]), None)
         return inputs if piece is None else add_delta(inputs, self.deltas.pop(piece))
 
     def enter(self, block: int, inputs: Streams) -> None:
         """Take the input of a block that runs."""
-        self.ran += 1
+        self.called.append(block)
         for total in self._sums_of(block):
             total.enter(inputs)
 
@@ -140,14 +147,21 @@ class DeltaCache:
         self.call = self._decide(position.step, self._branch(position.step, inputs))
 
     def end(self) -> bool:
-        """Keep what the call recorded. Return whether its output is good: every Δ found its place."""
+        """Keep what the call recorded. Return whether its output is good.
+
+        It is not where the call came by other blocks than the one that recorded its Δs: another hook began to bypass
+        blocks, or a hook of ours was lost. Then the call must be made again, without the cache.
+        """
         call, self.call = self.call, Call()
-        good = not call.deltas
-        if not good:
-            call.fallback = "blocks were bypassed by another hook"
-        for piece, total in call.sums.items():
-            self._record(call, piece, total)
-        self._count(call)
+        good = True
+        if call.branch is not None:
+            if call.called != call.branch.called:
+                call.branch.records.clear()
+                good = not call.reuses
+            if not call.reuses:
+                call.branch.called = call.called
+                self._record(call.branch, call)
+        self._count(call, good)
         return good
 
     def _branch(self, step: int, inputs: Any) -> Branch:
@@ -184,7 +198,7 @@ class DeltaCache:
                 call.skips = action.range
                 call.deltas = {p: r.at(step, action.order) for p, r in zip(pieces, records) if r is not None}
                 return call
-            call.fallback = "the Δ is out of date" if branch.records else "the first call of its kind in the run"
+            call.fallback = "the Δ is out of date" if branch.records else "no Δ was recorded yet"
         # a reuse that is not possible stands in for the full step before it
         pieces = {piece for blocks in wanted for piece in self._pieces(blocks)}
         call.sums = {piece: DeltaSum(copy=self.writes_in_place) for piece in sorted(pieces)}
@@ -196,23 +210,24 @@ class DeltaCache:
         cuts = [start, *(i for i in range(start + 1, stop) if self.blocks[i].opens_piece), stop]
         return list(itertools.pairwise(cuts))
 
-    def _record(self, call: Call, piece: Range, total: DeltaSum) -> None:
-        assert self.plan is not None and call.branch is not None
-        delta = total.total()
-        self.writes_in_place |= total.spoilt
-        if delta is not None:
-            order = max((a.order for a in self.plan.actions if isinstance(a, Reuse)), default=0)
-            call.branch.records.setdefault(piece, DeltaRecord()).push(call.step, delta, keep=1 + order)
+    def _record(self, branch: Branch, call: Call) -> None:
+        assert self.plan is not None
+        order = max((a.order for a in self.plan.actions if isinstance(a, Reuse)), default=0)
+        for piece, total in call.sums.items():
+            delta = total.total()
+            self.writes_in_place |= total.spoilt
+            if delta is not None:
+                branch.records.setdefault(piece, DeltaRecord()).push(call.step, delta, keep=1 + order)
 
-    def _count(self, call: Call) -> None:
+    def _count(self, call: Call, good: bool) -> None:
+        ran = len(call.called) - call.skipped
         self.stats.calls += 1
-        self.stats.blocks_run += call.ran
-        self.stats.blocks_total += call.ran + call.skipped
-        if call.fallback is not None:
-            self.stats.fallbacks[call.fallback] += 1
-            self.stats.blocks_run += call.skipped  # if any, in a second attempt
-        elif call.skipped:
-            self.stats.reuse_calls += 1
+        self.stats.reuse_calls += call.reuses and good
+        self.stats.blocks_run += ran if good else ran + len(call.called)
+        self.stats.blocks_total += len(call.called)
+        fallback = call.fallback if good else "other hooks changed which blocks are called"
+        if fallback is not None:
+            self.stats.fallbacks[fallback] += 1
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -78,7 +78,8 @@ class SchedulerClock:
     def _begin(self) -> None:
         self.timesteps = self.scheduler.timesteps
         training_steps = self.scheduler.config.get("num_train_timesteps", 1000)
-        self.levels = [] if self.timesteps is None else [float(t) / training_steps for t in self.timesteps.cpu()]
+        self.values = torch.empty(0) if self.timesteps is None else self.timesteps.cpu()
+        self.levels = [float(t) / training_steps for t in self.values]
         self.step = 0
         self.run += 1
 
@@ -96,10 +97,10 @@ class SchedulerClock:
 
     def _find(self, timestep: Any) -> int | None:
         """Return the first step with this timestep: DDIM and DDPM keep no counter."""
-        if self.timesteps is None or timestep is None:
+        if timestep is None:
             return None
         value = torch.as_tensor(timestep).max().cpu()  # pipelines may round it to the model's dtype
-        found = (self.timesteps.cpu().to(value.dtype) == value).nonzero()
+        found = (self.values.to(value.dtype) == value).nonzero()
         return int(found[0]) if len(found) else None
 
 

@@ -1114,6 +1114,20 @@ def test_the_calls_of_one_step_have_their_own_deltas(name: str, difference: dict
         disable(pipeline)
 
 
+def test_every_transformer_of_a_pipeline_is_cached() -> None:
+    runs = [Run("Ideogram4Transformer2DModel") for _ in range(2)]
+    pipeline = Pipeline(runs[0].model, diffusers.FlowMatchEulerDiscreteScheduler())
+    pipeline.unconditional_transformer = runs[1].model
+    blocks = len(runs[0].blocks)
+    enable(pipeline, DeltaCacheConfig(plan=plan_of(blocks, (0, blocks))))
+    pipeline.scheduler.set_timesteps(STEPS)
+    for step, t in enumerate(TIMES):
+        pipeline.scheduler._step_index = step
+        for run in runs:
+            run.call(step, t)
+    assert delta_cache_stats(pipeline).blocks_run == 2 * 2 * blocks
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -300,6 +300,14 @@ def test_skip_layer_guidance_is_a_call_of_its_own_and_does_not_disturb_the_other
     assert len(calls) == stats.blocks_run and stats.blocks_total == STEPS * BLOCKS + 4 * (BLOCKS - 2)
 
 
+def test_a_stream_that_ends_in_the_last_block_ends_there_when_it_is_skipped():
+    pipe = enable_delta_cache(Pipe(sd3(), FlowMatchEulerDiscreteScheduler()), FAST)
+    texts = []
+    pipe.transformer.transformer_blocks[-1].register_forward_hook(lambda module, args, output: texts.append(output[0]))
+    sample_flow(pipe)
+    assert texts == [None] * STEPS and delta_cache_stats(pipe).reuse_calls == STEPS // 2
+
+
 # Guidance in separate calls. The samples do not depend on the model here, so that single calls can be compared.
 
 
@@ -507,19 +515,26 @@ def test_a_run_after_one_that_failed_is_as_undisturbed():
         assert torch.equal(draw(pipe), undisturbed)
 
 
-def test_a_step_that_failed_may_be_made_again():
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_step_that_failed_may_be_made_again(gradients):
     pipe, plain = enable_delta_cache(Pipe(dit()), PAPER), dit()
     pipe.scheduler.set_timesteps(STEPS)
-    labels = torch.tensor([0, 1])
+
+    def call(model, step):
+        t = pipe.scheduler.timesteps[step].expand(2)
+        return model(latents(step), t, class_labels=torch.tensor([0, 1])).sample
+
+    def fail(*_):
+        raise Trouble
+
     with torch.no_grad():
-        for step, t in enumerate(pipe.scheduler.timesteps[:2]):
-            output = pipe.transformer(latents(step), t.expand(2), class_labels=labels).sample
-        handle = pipe.transformer.proj_out_2.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(Trouble))
+        call(pipe.transformer, 0)
+        handle = pipe.transformer.proj_out_2.register_forward_pre_hook(fail)
         with pytest.raises(Trouble):
-            pipe.transformer(latents(1), t.expand(2), class_labels=labels)
+            call(pipe.transformer, 1)  # which reuses
         handle.remove()
-        output = pipe.transformer(latents(1), t.expand(2), class_labels=labels).sample
-    assert torch.equal(output, plain(latents(1), t.expand(2), class_labels=labels).sample)
+    with torch.set_grad_enabled(gradients):
+        assert torch.equal(call(pipe.transformer, 1), call(plain, 1))
 
 
 @pytest.mark.parametrize("stop", [1, 4])
@@ -910,9 +925,9 @@ def test_when_other_hooks_change_which_blocks_are_called_the_call_is_made_again_
     if change is unhook:
         for model in models:
             HookRegistry.check_if_exists_or_initialize(model.transformer_blocks[2]).register_hook(Louder(), "other")
-    plan = DeltaPlan.of(BLOCKS, [None, Reuse(0, 3)])
+    plan = DeltaPlan.of(BLOCKS, [None, *[Reuse(0, 3)] * 3])
     pipe, plain = enable_delta_cache(Pipe(models[0]), DeltaCacheConfig(plan=plan)), models[1]
-    pipe.scheduler.set_timesteps(2)
+    pipe.scheduler.set_timesteps(plan.steps)
     labels = torch.tensor([0, 1])
     with torch.no_grad():
         for step, t in enumerate(pipe.scheduler.timesteps):
@@ -920,8 +935,10 @@ def test_when_other_hooks_change_which_blocks_are_called_the_call_is_made_again_
                 change(models[0]), change(models[1])
             output = pipe.transformer(latents(step), t.expand(2), class_labels=labels).sample
             expected = plain(latents(step), t.expand(2), class_labels=labels).sample
-            assert torch.equal(output, expected)
-    assert delta_cache_stats(pipe).fallbacks == {"other hooks changed which blocks are called": 1}
+            assert torch.equal(output, expected) == (step < 3)
+    stats = delta_cache_stats(pipe)  # what the third step records, the fourth reuses
+    assert stats.fallbacks == {"other hooks changed which blocks are called": 1, "no Δ was recorded yet": 1}
+    assert stats.reuse_calls == 1
 
 
 @pytest.mark.parametrize("first", ["ours", "accelerate"])

@@ -32,7 +32,8 @@ from delta_dit.delta import Streams
 
 ROOT_HOOK = "delta_cache_root"
 BLOCK_HOOK = "delta_cache_block"
-_TRANSFORMERS = ("transformer", "transformer_2")  # attributes of a pipeline
+# attributes of a pipeline: Wan 2.2 has two, and so has Ideogram 4; Kandinsky 2 has a prior
+_TRANSFORMERS = ("transformer", "transformer_2", "unconditional_transformer", "prior")
 
 Model = TypeVar("Model")
 Function = TypeVar("Function", bound=Callable[..., Any])

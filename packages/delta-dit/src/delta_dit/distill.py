@@ -38,6 +38,7 @@ def train(config: TrainDemoLcmConfig) -> None:
     with Run(config, "delta-dit") as run:
         teacher = load_teacher(config).to(run.accelerator.device)
         student = copy.deepcopy(teacher)
+        student.register_to_config(_name_or_path="")  # where the teacher lay on this machine
         optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
         teacher.requires_grad_(False)
         scheduler = sampler()

@@ -151,11 +151,12 @@ def bench(session: nox.Session) -> None:
     """Run packages/*/benchmarks/*.py and time every `--help`, into runs/bench."""
     sync(session, "all", *EVERYTHING)
     results = ROOT / "runs/bench"
+    results.mkdir(parents=True, exist_ok=True)
     for script in sorted(ROOT.glob("packages/*/benchmarks/*.py")):
-        run(session, "python", str(script), str(results / script.parts[-3] / script.stem))
+        rows = results / f"{script.parts[-3]}-{script.stem}.json"
+        run(session, "python", str(script), "--json", str(rows))
     programs = str(ROOT / ".nox/all" / ("Scripts" if os.name == "nt" else "bin"))
     seconds = {name: help_seconds(str(shutil.which(name, path=programs))) for name in COMMANDS}
-    results.mkdir(parents=True, exist_ok=True)
     (results / "help_seconds.json").write_text(json.dumps(seconds, indent=2) + "\n")
     session.log(f"--help, median seconds of 9: {seconds}")
 

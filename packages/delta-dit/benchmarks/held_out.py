@@ -33,7 +33,7 @@ CALIBRATED = "calibrated"
 class Config:
     """Options of the held-out check."""
 
-    samples: int = 160
+    samples: int = 40
     """Images per method and seed."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the noise; the plans were made with 1000 and 1001."""

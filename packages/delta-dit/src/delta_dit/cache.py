@@ -28,7 +28,7 @@ MAX_BRANCHES = 16
 
 @dataclass
 class DeltaCacheStats:
-    """What a cached transformer did since the cache was enabled."""
+    """What a cached transformer did since the cache was enabled, calls with gradients on (never cached) apart."""
 
     calls: int = 0
     reuse_calls: int = 0
@@ -60,7 +60,7 @@ class Branch:
     inputs: list[weakref.ref[Tensor]]
     step: int = -1  # of the newest call
     constant: int = 0  # how many input tensors were the very same in the newest two calls
-    called: list[int] = field(default_factory=list)  # the blocks that the newest full call came by
+    called: list[int] = field(default_factory=list)  # the blocks that our hooks saw in the newest full call
     records: dict[Range, DeltaRecord] = field(default_factory=dict)
 
     def shared(self, inputs: Iterable[Tensor]) -> int:
@@ -78,7 +78,7 @@ class Call:
     deltas: dict[Range, Streams] = field(default_factory=dict)  # their Δs by piece, each taken out when it is added
     sums: dict[Range, DeltaSum] = field(default_factory=dict)  # what to record, by piece
     fallback: str | None = None  # why the call runs in full although the plan reuses
-    called: list[int] = field(default_factory=list)  # the blocks that the call came by so far
+    called: list[int] = field(default_factory=list)  # the blocks that our hooks have seen so far
     skipped: int = 0
 
     @property
@@ -149,7 +149,7 @@ class DeltaCache:
     def end(self) -> bool:
         """Keep what the call recorded. Return whether its output is good.
 
-        It is not where the call came by other blocks than the one that recorded its Δs: another hook began to bypass
+        It is not where our hooks saw other blocks than in the call that recorded the Δs: another hook began to bypass
         blocks, or a hook of ours was lost. Then the call must be made again, without the cache.
         """
         call, self.call = self.call, Call()

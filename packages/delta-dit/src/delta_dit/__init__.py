@@ -7,17 +7,15 @@ if TYPE_CHECKING:
     from delta_dit.adapters import Adapter, Stack, register_adapter
     from delta_dit.attach import DeltaCacheStats, delta_cache_stats, disable_delta_cache, enable_delta_cache
     from delta_dit.config import DeltaCacheConfig
-    from delta_dit.patch import patch_diffusers, unpatch_diffusers
+    from delta_dit.patch import patch_diffusers
     from delta_dit.pixel import PixelDiTPipeline
     from delta_dit.plan import DeltaPlan
 
 __version__ = "0.1.0"
 __all__ = ["Adapter", "DeltaCacheConfig", "DeltaCacheStats", "DeltaPlan", "PixelDiTPipeline", "Stack"]
-__all__ += ["delta_cache_stats", "disable_delta_cache", "enable_delta_cache", "register_adapter"]
-__all__ += ["patch_diffusers", "unpatch_diffusers"]
+__all__ += ["delta_cache_stats", "disable_delta_cache", "enable_delta_cache", "register_adapter", "patch_diffusers"]
 _HOME = dict.fromkeys(__all__, "attach") | dict.fromkeys(["Adapter", "Stack", "register_adapter"], "adapters")
-_HOME |= {"DeltaCacheConfig": "config", "DeltaPlan": "plan", "PixelDiTPipeline": "pixel"}
-_HOME |= dict.fromkeys(["patch_diffusers", "unpatch_diffusers"], "patch")
+_HOME |= {"DeltaCacheConfig": "config", "DeltaPlan": "plan", "PixelDiTPipeline": "pixel", "patch_diffusers": "patch"}
 
 
 def __getattr__(name: str) -> Any:  # so that ``delta-dit --help`` need not wait for torch

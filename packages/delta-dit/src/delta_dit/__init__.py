@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Adapter", "DeltaCacheConfig", "DeltaCacheStats", "DeltaPlan", "PixelDiTPipeline", "Stack"]
-__all__ += ["delta_cache_stats", "disable_delta_cache", "enable_delta_cache", "register_adapter", "patch_diffusers"]
+__all__ += ["delta_cache_stats", "disable_delta_cache", "enable_delta_cache", "patch_diffusers", "register_adapter"]
 _HOME = dict.fromkeys(__all__, "attach") | dict.fromkeys(["Adapter", "Stack", "register_adapter"], "adapters")
 _HOME |= {"DeltaCacheConfig": "config", "DeltaPlan": "plan", "PixelDiTPipeline": "pixel", "patch_diffusers": "patch"}
 

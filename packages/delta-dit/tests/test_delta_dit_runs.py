@@ -14,9 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from delta_dit.cli import main
+from delta_dit.judge import load_judge
 from delta_dit.methods import to_bytes
 from delta_dit.models import load_sampler
+from delta_dit.pixel import embedded_folder
 from delta_dit.plan import paper
+from frugal_shared.errors import RunError
 
 TINY = ["--steps", "4", "--blocks", "2", "--heads", "1", "--batch-size", "8", "--save-every", "2", "--cpu"]
 FEW = ["--count", "5", "--batch-size", "2", "--steps", "4", "--cpu"]
@@ -139,3 +142,30 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, capfd):
     assert main(["generate", "--output-dir", str(tmp_path), *FEW, "--seed", "1", "--resume"]) == 2
     assert "seed=1" in capfd.readouterr().err
     assert files(tmp_path) == before
+
+
+def test_the_product_of_train_demo_is_a_model_like_any_other(tmp_path):
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(embedded_folder(), pipeline)
+    assert main(["generate", "--model", "demo", "--output-dir", str(tmp_path / "a"), *FEW]) == 0
+    assert main(["generate", "--model", str(pipeline), "--output-dir", str(tmp_path / "b"), *FEW]) == 0
+    assert files(tmp_path / "a" / "images") == files(tmp_path / "b" / "images")
+
+
+def test_torn_weights_are_told_as_such_and_nothing_is_left(tmp_path, capfd):
+    pipeline = tmp_path / "pipeline"
+    shutil.copytree(embedded_folder(), pipeline)
+    (weights,) = pipeline.glob("transformer/*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    for command in (["generate", *FEW, "--model"], ["train-demo-lcm", "--steps", "1", "--cpu", "--teacher"]):
+        assert main([*command, str(pipeline), "--output-dir", str(tmp_path / "run")]) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert str(pipeline) in line and weights.name in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_weights_of_the_judge_are_named(tmp_path, monkeypatch):
+    (tmp_path / "judge.safetensors").write_bytes(b"torn")
+    monkeypatch.setattr("delta_dit.judge.embedded_folder", lambda name: tmp_path)
+    with pytest.raises(RunError, match=r"judge\.safetensors"):
+        load_judge()

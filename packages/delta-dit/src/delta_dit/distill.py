@@ -19,7 +19,7 @@ import torch
 from diffusers import DiTTransformer2DModel, LCMScheduler
 
 from delta_dit.configs import TrainDemoLcmConfig
-from delta_dit.pixel import PixelDiTPipeline, load_embedded
+from delta_dit.pixel import load_embedded, load_pixel_pipeline
 from delta_dit.train import fit, share
 from frugal_shared.datasets import TexturedDigits
 from frugal_shared.errors import RunError
@@ -58,10 +58,9 @@ def load_teacher(config: TrainDemoLcmConfig) -> DiTTransformer2DModel:
     if config.teacher is None:
         return load_embedded().transformer.eval()
     try:
-        pipe = PixelDiTPipeline.from_pretrained(config.teacher, variant="fp16", dtype=torch.float32)
+        return load_pixel_pipeline(config.teacher).transformer.eval()
     except Exception as error:  # hub, file and format errors share no base class
-        raise RunError(f"teacher={str(config.teacher)!r} is not the pipeline of a train-demo run") from error
-    return pipe.transformer.eval()
+        raise RunError(f"teacher={str(config.teacher)!r} is not the pipeline of a train-demo run: {error}") from error
 
 
 def sampler() -> LCMScheduler:

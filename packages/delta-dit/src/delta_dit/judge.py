@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from delta_dit.configs import TrainJudgeConfig
 from delta_dit.pixel import embedded_folder
 from frugal_shared.checkpoint import write_bytes
 from frugal_shared.datasets import TEXTURES, TexturedDigits
+from frugal_shared.errors import RunError
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
 
@@ -61,9 +63,16 @@ class Judge(nn.Module):
 
 
 def load_judge() -> Judge:
-    """Return the classifier that is shipped with this package, in evaluation mode."""
-    judge = Judge()
-    judge.load_state_dict(load_file(embedded_folder(FOLDER) / "judge.safetensors"))
+    """Return the classifier that is shipped with this package, in evaluation mode.
+
+    Raises:
+        RunError: its weights are missing or damaged.
+    """
+    judge, path = Judge(), embedded_folder(FOLDER) / "judge.safetensors"
+    try:
+        judge.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"the judge's weights {str(path)!r} cannot be read: {error}") from error
     return judge.eval()
 
 

@@ -21,7 +21,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from delta_dit.pixel import load_embedded, quiet_loading
+from delta_dit.pixel import is_pixel_pipeline, load_embedded, load_pixel_pipeline, quiet_loading
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.seeds import derived_seed, sample_generators
 
@@ -39,6 +39,7 @@ class Sampler:
         argument: name of the pipeline's argument that takes the conditions.
         steps: default number of sampling steps.
         guidance: default guidance scale.
+        extra: instead of ``argument``, what to give the pipeline for so many images.
     """
 
     name: str
@@ -56,12 +57,11 @@ class Sampler:
         *,
         steps: int | None = None,
         guidance: float | None = None,
-        latents: bool = False,
     ) -> Tensor:
         """Draw samples number ``indices`` of ``seed``; sample i takes condition i mod their number.
 
         Returns:
-            Images ``(B, 3, H, W)`` in [0, 1] on the CPU or, if ``latents``, what the transformer's loop ended with.
+            Images ``(B, 3, H, W)`` in [0, 1] on the CPU.
         """
         conditions = [self.conditions[index % len(self.conditions)] for index in indices]
         given = {self.argument: conditions} if self.extra is None else self.extra(len(indices))
@@ -70,7 +70,7 @@ class Sampler:
             num_inference_steps=self.steps if steps is None else steps,
             guidance_scale=self.guidance if guidance is None else guidance,
             generator=sample_generators(seed, indices),
-            output_type="latent" if latents else "pt",
+            output_type="pt",
         ).images
         return torch.as_tensor(images).float().cpu()
 
@@ -79,13 +79,12 @@ class Sampler:
         return torch.tensor([self.conditions[index % len(self.conditions)] for index in indices])
 
 
-def load_sampler(name: str, *, random_weights: bool = False, device: str | torch.device = "cpu") -> Sampler:
+def load_sampler(name: str, *, random_weights: bool = False) -> Sampler:
     """Return the sampler called ``name``.
 
     Args:
         name: ``demo``, ``demo-lcm``, ``dit-xl-2-256``, ``pixart-alpha-512``, a hub name, or a local folder.
         random_weights: the named architecture with random weights: right for speed and counts, meaningless as pictures.
-        device: where to put it.
 
     Raises:
         UsageError: random weights of a model whose architecture is not built in.
@@ -93,35 +92,41 @@ def load_sampler(name: str, *, random_weights: bool = False, device: str | torch
     """
     if random_weights and name not in _RANDOM:
         raise UsageError(f"model={name!r} has no random weights; allowed: {', '.join(_RANDOM)}")
-    sampler = _RANDOM[name]() if random_weights else _EMBEDDED[name]() if name in _EMBEDDED else _pretrained(name)
+    try:
+        sampler = _RANDOM[name]() if random_weights else _EMBEDDED[name]() if name in _EMBEDDED else _pretrained(name)
+    except UsageError:
+        raise
+    except Exception as error:  # hub, network, file and format errors share no base class
+        here = name in _EMBEDDED or Path(name).exists()
+        why = f"cannot be loaded: {error}" if here else "is neither a folder nor reachable on the hub"
+        raise RunError(f"model={name!r} {why}; allowed: {', '.join(_EMBEDDED)}, a hub name, or a folder") from error
     sampler.pipe.set_progress_bar_config(disable=True)
-    sampler.pipe.to(device)
     return sampler
 
 
 def _demo() -> Sampler:
-    return Sampler("demo", load_embedded(), list(range(40)), "class_labels", guidance=1.5)
+    return _drawing_classes("demo", load_embedded(), guidance=1.5)
 
 
 def _demo_lcm() -> Sampler:
-    pipe = load_embedded("textured-digits-lcm")
-    return Sampler("demo-lcm", pipe, list(range(40)), "class_labels", steps=4, guidance=1.0)
+    return _drawing_classes("demo-lcm", load_embedded("textured-digits-lcm"), steps=4, guidance=1.0)
 
 
 def _pretrained(name: str) -> Sampler:
-    try:
-        with quiet_loading():
-            pipe = DiffusionPipeline.from_pretrained(_HUB_NAMES.get(name, name))
-    except Exception as error:  # hub, network, file and format errors share no base class
-        where = "not the folder of a pipeline" if Path(name).exists() else "neither a folder nor reachable on the hub"
-        allowed = f"{', '.join(_EMBEDDED)}, a hub name, or a pipeline's folder"
-        raise RunError(f"model={name!r} is {where}; allowed: {allowed}") from error
+    if is_pixel_pipeline(Path(name)):
+        return _drawing_classes(name, load_pixel_pipeline(Path(name)), guidance=1.5)
+    with quiet_loading():
+        pipe = DiffusionPipeline.from_pretrained(_HUB_NAMES.get(name, name))
     transformer = getattr(pipe, "transformer", None)
     if transformer is None:
         raise UsageError(f"model={name!r} is a {type(pipe).__name__} without a transformer")
     if hasattr(transformer.config, "num_embeds_ada_norm") and not hasattr(pipe, "tokenizer"):
-        return Sampler(name, pipe, list(range(transformer.config.num_embeds_ada_norm)), "class_labels", guidance=4.0)
+        return _drawing_classes(name, pipe, guidance=4.0)
     return Sampler(name, pipe, ["a photograph of an astronaut riding a horse"], "prompt")
+
+
+def _drawing_classes(name: str, pipe: Any, **defaults: Any) -> Sampler:
+    return Sampler(name, pipe, list(range(pipe.transformer.config.num_embeds_ada_norm)), "class_labels", **defaults)
 
 
 def _solver() -> Any:
@@ -135,7 +140,7 @@ def _random_dit() -> Sampler:
     open_gates(transformer)
     vae = AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=32)
     pipe = DiTPipeline(transformer, vae, _solver())
-    return Sampler("dit-xl-2-256", pipe, list(range(1000)), "class_labels", guidance=4.0)
+    return _drawing_classes("dit-xl-2-256", pipe, guidance=4.0)
 
 
 def _random_pixart() -> Sampler:

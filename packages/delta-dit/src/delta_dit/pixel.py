@@ -3,6 +3,7 @@
 The embedded model is one: 32×32 RGB, small enough for a laptop, and otherwise a plain ``DiTTransformer2DModel``.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
@@ -103,11 +104,24 @@ def embedded_folder(name: str = "textured-digits-dit") -> Path:
 
 
 def load_embedded(name: str = "textured-digits-dit") -> PixelDiTPipeline:
-    """Return the embedded pipeline in float32, with its progress bar off."""
+    """Return a pipeline that is shipped inside this package (see :func:`load_pixel_pipeline`)."""
+    return load_pixel_pipeline(embedded_folder(name))
+
+
+def load_pixel_pipeline(folder: Path) -> PixelDiTPipeline:
+    """Return a pipeline that ``train-demo`` or ``train-demo-lcm`` saved, in float32, with its progress bar off."""
     with quiet_loading():
-        pipe = PixelDiTPipeline.from_pretrained(embedded_folder(name), variant="fp16", dtype=torch.float32)
+        pipe = PixelDiTPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def is_pixel_pipeline(folder: Path) -> bool:
+    """Return whether a folder says of itself that it holds a :class:`PixelDiTPipeline`."""
+    try:
+        return json.loads((folder / "model_index.json").read_text())["_class_name"] == PixelDiTPipeline.__name__
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @contextmanager

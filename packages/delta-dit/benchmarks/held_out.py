@@ -6,7 +6,6 @@ other guidance and other solvers; the mean PSNR in dB is that to the uncached im
     python packages/delta-dit/benchmarks/held_out.py --json runs/held-out.json
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +18,8 @@ from delta_dit.config import DeltaCacheConfig
 from delta_dit.judge import load_judge
 from delta_dit.methods import Method, psnr
 from delta_dit.models import Sampler, load_sampler
-from delta_dit.plan import write_text
 from delta_dit.shipped import shipped_plan
+from frugal_shared.checkpoint import write_json
 from frugal_shared.evaluation import chunks
 
 STEPS = 20
@@ -69,7 +68,7 @@ def main(config: Config) -> None:
                     }
                 )
                 print(f"{setting:14} {speedup:5} {method.name:12} {rows[-1]['psnr_db']:.2f} dB", flush=True)
-                write_text(config.json, json.dumps(rows, indent=1) + "\n")
+                write_json(config.json, rows)
 
 
 def methods(speedup: float) -> list[Method]:

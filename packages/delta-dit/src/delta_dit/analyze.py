@@ -21,7 +21,7 @@ from delta_dit.config import DeltaCacheConfig
 from delta_dit.configs import AnalyzeConfig
 from delta_dit.judge import Judge, load_judge
 from delta_dit.methods import Method, draw_all
-from delta_dit.models import load_sampler
+from delta_dit.models import EMBEDDED, load_sampler
 from delta_dit.plan import DeltaPlan, Range, Reuse
 from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Figure, Report
@@ -34,7 +34,7 @@ INTERVALS = (2, 4)  # of steady reuse
 def analyze(config: AnalyzeConfig) -> None:
     """Run both experiments; write ``analysis.json``, the results and the report."""
     sampler = load_sampler(config.model, random_weights=config.random_weights)
-    judge = load_judge() if config.model == "demo" else None
+    judge = load_judge() if config.model in EMBEDDED else None
     steps = sampler.steps if config.steps is None else config.steps
     blocks = len(blocks_of(sampler.pipe.transformer))
     ranges = split(blocks, min(config.ranges, blocks))

@@ -6,7 +6,6 @@ texture, and a Fréchet distance compares all seeds' images with real ones in DI
 
 import copy
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from torch import Tensor
 from delta_dit.adapters import blocks_of
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.configs import METHODS, BenchConfig
-from delta_dit.generate import conditions
 from delta_dit.judge import load_judge
 from delta_dit.methods import (
     Method,
@@ -37,10 +35,11 @@ from delta_dit.methods import (
     relative_l1,
     ssim,
 )
-from delta_dit.models import Sampler, load_sampler
+from delta_dit.models import EMBEDDED, Sampler, conditions, load_sampler
 from delta_dit.peers import PEERS, TUNING_SEED, Dial, Peer, Setting, naive_feature_cache, on_copy
-from delta_dit.plan import DeltaPlan, write_text
+from delta_dit.plan import DeltaPlan
 from delta_dit.shipped import shipped_plan
+from frugal_shared.checkpoint import write_json
 from frugal_shared.datasets import TexturedDigits
 from frugal_shared.errors import check_range
 from frugal_shared.evaluation import mean_interval
@@ -50,7 +49,6 @@ from frugal_shared.timing import compare
 from frugal_shared.weights import DINOV2_VITS14, dinov2_vits14
 
 UNCACHED = "uncached"
-EMBEDDED = ("demo", "demo-lcm")
 COLUMNS = ("mac_speedup", "wall_speedup", "psnr_db", "ssim", "latent_rel_l1")
 JUDGED = ("outline_accuracy", "texture_accuracy", "frechet_distance")
 SLOWER = 0.96  # of the wanted speed-up: what a foreign cache may take more, because it cannot always hit it
@@ -65,8 +63,7 @@ Row = dict[str, Any]
 def bench(config: BenchConfig) -> None:
     """Draw, tune, judge, time, and write the rows and the report; a resumed run keeps the rows it has."""
     sampler = load_sampler(config.model, random_weights=config.random_weights)
-    asked: Any = config  # has the fields that are read: model, labels, prompts
-    sampler = replace(sampler, conditions=conditions(asked, sampler))
+    sampler = replace(sampler, conditions=conditions(config, sampler))
     check_range("speedup", config.speedup, 1, config.steps or sampler.steps)
     if config.plan is not None:  # what is wrong with it is told at once
         plan = DeltaCacheConfig(plan=DeltaPlan.load(config.plan))
@@ -82,10 +79,9 @@ def bench(config: BenchConfig) -> None:
             state["rows"].append(contest.row(name, enter, state))
             run.save(number, state, keep=1)
         if run.accelerator.is_main_process:
-            text = json.dumps(state["rows"], indent=1) + "\n"
-            write_text(run.folder / "rows.json", text)
-            if config.json is not None:
-                write_text(config.json, text)
+            for path in (run.folder / "rows.json", config.json):
+                if path is not None:
+                    write_json(path, state["rows"])
             report(state["rows"], state["shown"], contest).write(run.folder)
             show(state["rows"], f"{config.model}, {contest.steps} steps, {config.speedup:g}×")
         run.finish(flat(state["rows"]))
@@ -102,12 +98,12 @@ class Contest:
     def __post_init__(self) -> None:
         config = self.config
         self.steps = config.steps or self.sampler.steps
-        self.judged = config.model in EMBEDDED
-        self.samples = config.samples or (400 if self.judged else 1)
+        self.judge = load_judge() if config.model in EMBEDDED else None
+        self.samples = config.samples or (400 if self.judge else 1)
         self.seeds = range(config.seed, config.seed + config.seeds)
         self.uncached = Method(UNCACHED, self.steps)
         self.full_macs = macs(self.uncached, self.sampler)
-        labels = self.sampler.labels(range(self.samples)).repeat(config.seeds) if self.judged else None
+        labels = self.sampler.labels(range(self.samples)).repeat(config.seeds) if self.judge else None
         self.frechet = None if labels is None else Frechet(labels)
 
     def entries(self) -> list[tuple[str, Callable[[], tuple[Method, Row]]]]:
@@ -219,8 +215,8 @@ class Contest:
             row["psnr_db"] = psnr(images, uncached).mean().item()
             row["ssim"] = ssim(images, uncached).mean().item()
             row["latent_rel_l1"] = relative_l1(latents, ended).mean().item()
-        if self.judged:
-            read = quality(images, None, self.sampler.labels(range(self.samples)), load_judge())
+        if self.judge is not None:
+            read = quality(images, None, self.sampler.labels(range(self.samples)), self.judge)
             row |= {key: read[key] for key in ("outline_accuracy", "texture_accuracy")}
         return row
 

@@ -30,9 +30,8 @@ from delta_dit.adapters import Block, adapter_for, argument_reader, blocks_of, s
 from delta_dit.clock import SchedulerClock
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.configs import CalibrateConfig
-from delta_dit.generate import conditions
 from delta_dit.methods import Method, draw_all, psnr
-from delta_dit.models import Sampler, load_sampler
+from delta_dit.models import Sampler, conditions, load_sampler
 from delta_dit.plan import DeltaPlan, Reuse
 from frugal_shared.checkpoint import write_bytes
 from frugal_shared.errors import RunError, UsageError

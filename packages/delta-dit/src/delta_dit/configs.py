@@ -9,6 +9,24 @@ from frugal_shared.errors import UsageError, check_choice, check_positive, check
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionsConfig(RunConfig):
+    """Options of the commands that draw from any model, for any of its conditions."""
+
+    model: str = "demo"
+    """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
+    labels: tuple[int, ...] = ()
+    """Class numbers, for models that draw classes; unset: all classes in turn."""
+    prompts: Path | None = None
+    """A text file with one prompt per line, for models that draw prompts."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.labels and self.prompts is not None:
+            raise UsageError(f"labels={self.labels!r} and prompts={str(self.prompts)!r}; allowed: one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainDemoConfig(RunConfig):
     """Train the embedded model: a small class-conditional DiT on textured digits."""
 
@@ -53,19 +71,13 @@ class TrainJudgeConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(RunConfig):
+class GenerateConfig(ConditionsConfig):
     """Draw images with the Δ-cache, one seed per sample, on one or many processes."""
 
     output_dir: Path = Path("runs/generate")
     """The run folder: images/000000.png …, grid.png, results."""
-    model: str = "demo"
-    """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
     random_weights: bool = False
     """Use the model's architecture with random weights: for speed, not for pictures."""
-    labels: tuple[int, ...] = ()
-    """Class numbers, for models that draw classes; unset: all classes in turn."""
-    prompts: Path | None = None
-    """A text file with one prompt per line, for models that draw prompts."""
     count: int = 40
     """How many images; the labels or prompts take turns."""
     batch_size: int = 8
@@ -89,8 +101,6 @@ class GenerateConfig(RunConfig):
             check_positive(self, "steps")
             if self.plan is None:
                 check_range("speedup", self.speedup, 1, self.steps)
-        if self.labels and self.prompts is not None:
-            raise UsageError(f"labels={self.labels!r} and prompts={str(self.prompts)!r}; allowed: one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +128,11 @@ class DemoConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(RunConfig):
+class CalibrateConfig(ConditionsConfig):
     """Measure what reusing each range of blocks at each step would cost, for `plan --calibration`."""
 
     output_dir: Path = Path("runs/calibrate")
     """The run folder; the measurement is its calibration.safetensors."""
-    model: str = "demo"
-    """demo, dit-xl-2-256, pixart-alpha-512, a hub name, or a local folder."""
     steps: int = 20
     """Sampling steps."""
     guidance: float | None = None
@@ -133,10 +141,6 @@ class CalibrateConfig(RunConfig):
     """Images to measure on."""
     batch_size: int = 32
     """Images drawn at once."""
-    labels: tuple[int, ...] = ()
-    """Only these class numbers; unset: all, in turn."""
-    prompts: Path | None = None
-    """A file with one prompt a line, for models that take prompts."""
     seed: int = 1000
     """Of the noise; away from 0, so that results are not measured on what the plan was made with."""
 
@@ -245,19 +249,13 @@ PEERS = ("FirstBlockCache", "TaylorSeer", "MagCache", "DBCache")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(RunConfig):
+class BenchConfig(ConditionsConfig):
     """Compare Δ-DiT's schedules with fewer steps and with other caches, at the same cost, side by side in one run."""
 
     output_dir: Path = Path("runs/bench")
     """The run folder: rows.json, results and report.html."""
-    model: str = "demo"
-    """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
     random_weights: bool = False
     """Use the model's architecture with random weights: for times and costs, not for pictures."""
-    labels: tuple[int, ...] = ()
-    """Class numbers, for models that draw classes; unset: all classes in turn."""
-    prompts: Path | None = None
-    """A text file with one prompt per line, for models that draw prompts."""
     steps: int | None = None
     """Sampling steps of the reference; unset: the model's usual number."""
     speedup: float = 1.6
@@ -290,5 +288,3 @@ class BenchConfig(RunConfig):
             raise UsageError(f"speedup={self.speedup!r} is not possible; allowed: 1 or more")
         for method in self.methods:
             check_choice("methods", method, METHODS + PEERS)
-        if self.labels and self.prompts is not None:
-            raise UsageError(f"labels={self.labels!r} and prompts={str(self.prompts)!r}; allowed: one of them")

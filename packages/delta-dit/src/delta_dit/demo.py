@@ -35,11 +35,12 @@ def demo(config: DemoConfig) -> None:
         sampler.pipe.to(run.accelerator.device)
         rows, images = [], {}
         compared = methods(config)
+        full = macs(compared[0], sampler)
         for method in compared:
-            drawn = draw_all(method, sampler, run, config.seed, config.samples, config.batch_size).cpu()
-            reference = images.get(UNCACHED)
-            row = cost(method, compared[0], sampler, config)
-            row |= quality(drawn, reference, sampler.labels(range(config.samples)), judge)
+            drawn = draw_all(method, sampler, run, config.seed, config.samples, config.batch_size)
+            row = cost(method, full, sampler)
+            row["wall_speedup"] = wall_speedup(method, compared[0], sampler, config)
+            row |= quality(drawn, images.get(UNCACHED), sampler.labels(range(config.samples)), judge)
             rows.append({"method": method.name, **row})
             images[method.name] = drawn
         if run.accelerator.is_main_process:
@@ -65,24 +66,25 @@ def methods(config: DemoConfig) -> list[Method]:
     return [*compared, Method(CALIBRATED, steps, DeltaCacheConfig(plan=plan))] if plan.steps == steps else compared
 
 
-def cost(method: Method, reference: Method, sampler: Sampler, config: DemoConfig) -> dict[str, float]:
-    """Return how much less a method computes, and how much faster it is, than ``reference``."""
+def cost(method: Method, full: float, sampler: Sampler) -> dict[str, float]:
+    """Return how much a method computes, and how many times less than the ``full`` MACs."""
     blocks = len(blocks_of(sampler.pipe.transformer))
     run = method.steps * blocks
     if method.cache is not None:
         run = method.cache.plan_for(method.steps, blocks).blocks_run()
-    own, full = macs(method, sampler), macs(reference, sampler)
+    own = macs(method, sampler)
     return {
         "steps": method.steps,
         "block_evaluations": run,
         "gmacs": own / 1e9,
         "mac_speedup": full / own,
-        "wall_speedup": 1.0 if method is reference else wall_speedup(method, reference, sampler, config),
     }
 
 
 def wall_speedup(method: Method, reference: Method, sampler: Sampler, config: DemoConfig) -> float:
-    """Return the median over alternating pairs of the reference's time ÷ the method's."""
+    """Return the median over alternating pairs of the reference's time ÷ the method's; 1 for the reference itself."""
+    if method is reference:
+        return 1.0
 
     def drawn_by(each: Method) -> Callable[[], Tensor]:
         def call() -> Tensor:

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from delta_dit.attach import delta_cache_stats, enable_delta_cache
 from delta_dit.config import DeltaCacheConfig
-from delta_dit.configs import CalibrateConfig, GenerateConfig
+from delta_dit.configs import GenerateConfig
 from delta_dit.methods import to_bytes
-from delta_dit.models import Sampler, load_sampler
+from delta_dit.models import conditions, load_sampler
 from delta_dit.plan import DeltaPlan
 from frugal_shared.checkpoint import write_bytes
-from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks
 from frugal_shared.report import grid
 from frugal_shared.run import Run
@@ -45,26 +44,6 @@ def generate(config: GenerateConfig) -> None:
             grid(np.stack(shown), GRID_COLUMNS).save(run.folder / "grid.png")
         speedup = delta_cache_stats(sampler.pipe).block_speedup
         run.finish({"images": config.count, "block_speedup": speedup if speedup == speedup else None})
-
-
-def conditions(config: GenerateConfig | CalibrateConfig, sampler: Sampler) -> list:
-    """Return the labels or prompts that the samples take in turn.
-
-    Raises:
-        UsageError: the model draws the other kind, or there are none.
-    """
-    draws_labels = sampler.argument == "class_labels"
-    if config.labels and not draws_labels:
-        raise UsageError(f"labels={config.labels!r} mean nothing to model={config.model!r}; allowed: prompts")
-    if config.prompts is None:
-        return list(config.labels) or sampler.conditions
-    if draws_labels:
-        raise UsageError(f"prompts={str(config.prompts)!r} mean nothing to model={config.model!r}; allowed: labels")
-    lines = [line.strip() for line in config.prompts.read_text().splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise UsageError(f"prompts={str(config.prompts)!r} is empty; allowed: one prompt per line")
-    return prompts
 
 
 def cache_config(config: GenerateConfig) -> DeltaCacheConfig:

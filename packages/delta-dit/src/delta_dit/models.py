@@ -21,6 +21,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
+from delta_dit.configs import ConditionsConfig
 from delta_dit.pixel import is_pixel_pipeline, load_embedded, load_pixel_pipeline, quiet_loading
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.seeds import derived_seed, sample_generators
@@ -93,15 +94,35 @@ def load_sampler(name: str, *, random_weights: bool = False) -> Sampler:
     if random_weights and name not in _RANDOM:
         raise UsageError(f"model={name!r} has no random weights; allowed: {', '.join(_RANDOM)}")
     try:
-        sampler = _RANDOM[name]() if random_weights else _EMBEDDED[name]() if name in _EMBEDDED else _pretrained(name)
+        sampler = _RANDOM[name]() if random_weights else EMBEDDED[name]() if name in EMBEDDED else _pretrained(name)
     except UsageError:
         raise
     except Exception as error:  # hub, network, file and format errors share no base class
-        here = name in _EMBEDDED or Path(name).exists()
+        here = name in EMBEDDED or Path(name).exists()
         why = f"cannot be loaded: {error}" if here else "is neither a folder nor reachable on the hub"
-        raise RunError(f"model={name!r} {why}; allowed: {', '.join(_EMBEDDED)}, a hub name, or a folder") from error
+        raise RunError(f"model={name!r} {why}; allowed: {', '.join(EMBEDDED)}, a hub name, or a folder") from error
     sampler.pipe.set_progress_bar_config(disable=True)
     return sampler
+
+
+def conditions(config: ConditionsConfig, sampler: Sampler) -> list:
+    """Return the labels or prompts that the samples take in turn.
+
+    Raises:
+        UsageError: the model draws the other kind, or there are none.
+    """
+    draws_labels = sampler.argument == "class_labels"
+    if config.labels and not draws_labels:
+        raise UsageError(f"labels={config.labels!r} mean nothing to model={config.model!r}; allowed: prompts")
+    if config.prompts is None:
+        return list(config.labels) or sampler.conditions
+    if draws_labels:
+        raise UsageError(f"prompts={str(config.prompts)!r} mean nothing to model={config.model!r}; allowed: labels")
+    lines = [line.strip() for line in config.prompts.read_text().splitlines()]
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UsageError(f"prompts={str(config.prompts)!r} is empty; allowed: one prompt per line")
+    return prompts
 
 
 def _demo() -> Sampler:
@@ -177,5 +198,6 @@ def open_gates(transformer: nn.Module) -> None:
 
 
 _HUB_NAMES = {"dit-xl-2-256": "facebook/DiT-XL-2-256", "pixart-alpha-512": "PixArt-alpha/PixArt-XL-2-512x512"}
-_EMBEDDED: dict[str, Callable[[], Sampler]] = {"demo": _demo, "demo-lcm": _demo_lcm}
+EMBEDDED: dict[str, Callable[[], Sampler]] = {"demo": _demo, "demo-lcm": _demo_lcm}
+"""The shipped models: those whose pictures the judge can read."""
 _RANDOM: dict[str, Callable[[], Sampler]] = {"dit-xl-2-256": _random_dit, "pixart-alpha-512": _random_pixart}

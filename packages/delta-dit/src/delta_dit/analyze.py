@@ -3,9 +3,10 @@
 The paper says that front blocks draw the outline and rear blocks the detail. Here the outline is what lies in the low
 spatial frequencies of the picture and the detail what lies in the high ones. Two experiments:
 
-- *one reuse*: a single step reuses the Δ of one range of blocks, all else is full; a heat map of range × step;
-- *steady reuse*: one range is reused at every other, or at three of four steps; on the embedded model the judge also
-  reads outline and texture.
+- *one reuse*: a single step reuses the Δ of one range of blocks, all else is full; heat maps of range × step;
+- *steady reuse*: one range is reused at every other, or at three of four steps.
+
+On the embedded models the judge also reads outline and texture.
 """
 
 from itertools import pairwise
@@ -29,6 +30,12 @@ from frugal_shared.run import Run
 
 CUTOFF = 0.25  # of the Nyquist frequency: below it lies all that an 8×8 outline holds on 32×32 pixels
 INTERVALS = (2, 4)  # of steady reuse
+HEAT_MAPS = {  # what is drawn of one reuse: title of the map, and its caption
+    "low_error": ("error in the outline (low frequencies)", "One reuse: the outline."),
+    "high_error": ("error in the detail (high frequencies)", "One reuse: the detail."),
+    "outline_accuracy": ("pictures whose digit the judge reads", "One reuse: the outline, as the judge reads it."),
+    "texture_accuracy": ("pictures whose texture the judge reads", "One reuse: the texture, as the judge reads it."),
+}
 
 
 def analyze(config: AnalyzeConfig) -> None:
@@ -46,12 +53,14 @@ def analyze(config: AnalyzeConfig) -> None:
             return draw_all(Method(name, steps, cache), sampler, run, config.seed, config.samples, config.batch_size)
 
         reference = drawn("uncached", None)
-        low, high = np.zeros((2, len(ranges), steps))
+        labels = sampler.labels(range(config.samples)) if judge is not None else None
+        maps = {key: np.full((len(ranges), steps), np.nan) for key in HEAT_MAPS if judge is not None or "error" in key}
         for row, blocks_reused in enumerate(ranges):
             for step in range(1, steps):
                 images = drawn(f"{name(blocks_reused)} step {step}", one_reuse(steps, blocks, blocks_reused, step))
-                low[row, step], high[row, step] = band_errors(images, reference)
-        labels = sampler.labels(range(config.samples)) if judge is not None else None
+                measured = damage(images, reference, labels, judge)
+                for key, values in maps.items():
+                    values[row, step] = measured[key]
         steady = []
         for interval in INTERVALS:
             for blocks_reused in ranges:
@@ -59,9 +68,10 @@ def analyze(config: AnalyzeConfig) -> None:
                 steady.append({"blocks": name(blocks_reused), "interval": interval})
                 steady[-1] |= damage(images, reference, labels, judge)
         if run.accelerator.is_main_process:
-            analysis = {"ranges": ranges, "low": low.tolist(), "high": high.tolist(), "steady": steady}
+            once = {key: values[:, 1:].tolist() for key, values in maps.items()}  # nothing is there to reuse at step 0
+            analysis = {"ranges": ranges, "once": once, "steady": steady}
             write_json(run.folder / "analysis.json", analysis)
-            report(config, ranges, low, high, steady).write(run.folder)
+            report(config, ranges, maps, steady).write(run.folder)
         run.finish(verdict(steady, ranges))
 
 
@@ -133,30 +143,26 @@ def verdict(steady: list[dict[str, Any]], ranges: list[Range]) -> dict[str, floa
 
 
 def report(
-    config: AnalyzeConfig, ranges: list[Range], low: np.ndarray, high: np.ndarray, steady: list[dict[str, Any]]
+    config: AnalyzeConfig, ranges: list[Range], maps: dict[str, np.ndarray], steady: list[dict[str, Any]]
 ) -> Report:
     """Return the report: heat maps, then the table."""
     page = Report(
         "Which blocks draw the outline?", f"{config.model}: what reusing a range of blocks does to the picture"
     )
-    page.figures(
-        [
-            Figure(heat_map(ranges, low, "error in the outline (low frequencies)"), "One reuse: the outline."),
-            Figure(heat_map(ranges, high, "error in the detail (high frequencies)"), "One reuse: the detail."),
-        ]
-    )
+    page.figures([Figure(heat_map(ranges, values, key), HEAT_MAPS[key][1]) for key, values in maps.items()])
     page.table(steady, f"Steady reuse of one range, {config.samples} samples; errors relative to the uncached picture.")
     page.command(f"delta-dit analyze --model {config.model} --samples {config.samples} --seed {config.seed}")
     return page
 
 
-def heat_map(ranges: list[Range], errors: np.ndarray, title: str) -> Plot:
-    """Draw errors ``(ranges, steps)`` in decibels: range upwards, step to the right."""
+def heat_map(ranges: list[Range], values: np.ndarray, key: str) -> Plot:
+    """Draw values ``(ranges, steps)``, errors in decibels: range upwards, step to the right."""
     plot = Plot(figsize=(6, 2.6), layout="constrained")
     axes = plot.subplots()
-    decibels = 20 * np.log10(np.where(errors > 0, errors, np.nan))
-    image = axes.imshow(decibels, origin="lower", aspect="auto", cmap="viridis")
-    axes.set(title=title, xlabel="sampling step (noise to the left)", ylabel="blocks reused")
+    error = key.endswith("error")
+    shown = 20 * np.log10(np.where(values > 0, values, np.nan)) if error else 100 * values
+    image = axes.imshow(shown, origin="lower", aspect="auto", cmap="viridis" if error else "viridis_r")
+    axes.set(title=HEAT_MAPS[key][0], xlabel="sampling step (noise to the left)", ylabel="blocks reused")
     axes.set_yticks(range(len(ranges)), [name(blocks) for blocks in ranges])
-    plot.colorbar(image, label="dB")
+    plot.colorbar(image, label="dB" if error else "%")
     return plot

@@ -29,7 +29,7 @@ FOLDERS = {
     "frugal-shared": "shared",
 }
 COMMANDS = [name for name in FOLDERS if name != "frugal-shared"]
-EXTRAS = {name: ["run"] for name in COMMANDS} | {"delta-dit": ["run", "bench"], "frugal-shared": ["demo"]}
+EXTRAS = {name: ["run"] for name in COMMANDS} | {"delta-dit": ["run", "bench", "scores"], "frugal-shared": ["demo"]}
 DEMOS = ["delta-dit"]  # the packages whose `demo` command has landed
 EVERYTHING = ["--all-packages", "--extra", "run", "--extra", "demo", "--group", "test"]
 

@@ -38,6 +38,7 @@ from delta_dit.methods import (
 from delta_dit.models import EMBEDDED, Sampler, conditions, load_sampler
 from delta_dit.peers import PEERS, TUNING_SEED, Dial, Peer, Setting, naive_feature_cache, on_copy
 from delta_dit.plan import DeltaPlan
+from delta_dit.scores import Scores
 from delta_dit.shipped import shipped_plan
 from frugal_shared.checkpoint import write_json
 from frugal_shared.datasets import TexturedDigits
@@ -105,6 +106,7 @@ class Contest:
         self.full_macs = macs(self.uncached, self.sampler)
         labels = self.sampler.labels(range(self.samples)).repeat(config.seeds) if self.judge else None
         self.frechet = None if labels is None else Frechet(labels)
+        self.scores = None if config.weights is None else Scores(config.weights, config.real)
 
     def entries(self) -> list[tuple[str, Callable[[], tuple[Method, Row]]]]:
         """Return the name of every row, and what makes its method and tells its setting."""
@@ -206,6 +208,9 @@ class Contest:
                 row[f"{key}_ci"] = half
         if self.frechet is not None:
             row["frechet_distance"] = self.frechet.of(torch.cat(all_images))
+        if self.scores is not None:
+            uncached = torch.cat([state["drawn"][str(seed)][0] for seed in self.seeds])
+            row |= self.scores.of(torch.cat(all_images), uncached, self.prompts())
         return row | {"samples": self.samples, "seeds": len(self.seeds)}
 
     def measure(self, method: Method, images: Tensor, latents: Tensor, uncached: Tensor, ended: Tensor) -> Row:
@@ -219,6 +224,12 @@ class Contest:
             read = quality(images, None, self.sampler.labels(range(self.samples)), self.judge)
             row |= {key: read[key] for key in ("outline_accuracy", "texture_accuracy")}
         return row
+
+    def prompts(self) -> list[str] | None:
+        """Return the text of every picture of every seed; None of a model that draws classes."""
+        asked = self.sampler.conditions
+        one_seed = [asked[index % len(asked)] for index in range(self.samples)]
+        return one_seed * len(self.seeds) if self.sampler.argument == "prompt" else None
 
     def wall_speedup(self, method: Method) -> float:
         """Return the median over alternating pairs of the uncached time ÷ the method's."""
@@ -299,23 +310,24 @@ def flat(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def shown(row: Row) -> Row:
-    """Return a row under the headings of the tables."""
+def shown(rows: list[Row]) -> list[Row]:
+    """Return rows under the headings of the tables, without the columns that no row fills."""
     titles = {"method": "method", "mac_speedup": "MACs ×", "wall_speedup": "wall ×", "psnr_db": "PSNR dB"}
     titles |= {"psnr_db_ci": "±", "ssim": "SSIM", "latent_rel_l1": "latent L1", "outline_accuracy": "outline right"}
-    titles |= {"texture_accuracy": "texture right", "frechet_distance": "Fréchet", "setting": "setting", "why": "why"}
-    return {title: row.get(key) for key, title in titles.items()}
+    titles |= {"texture_accuracy": "texture right", "frechet_distance": "Fréchet"}
+    titles |= {"fid": "FID", "inception_score": "IS", "clip_score": "CLIP score", "setting": "setting", "why": "why"}
+    filled = [key for key in titles if any(row.get(key) is not None for row in rows)]
+    return [{titles[key]: row.get(key) for key in filled} for row in rows]
 
 
 def show(rows: list[Row], title: str) -> None:
     """Print the rows as a table."""
     table = Table(title=title)
-    columns = [name for name in shown({}) if any(shown(row)[name] is not None for row in rows)]
-    for name in columns:
+    for name in shown(rows)[0]:
         table.add_column(name, justify="left" if name in ("method", "setting", "why") else "right")
-    for row in rows:
-        values = [shown(row)[name] for name in columns]
-        table.add_row(*("" if v is None else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in values))
+    for row in shown(rows):
+        values = ("" if v is None else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in row.values())
+        table.add_row(*values)
     Console().print(table)
 
 
@@ -328,7 +340,7 @@ def report(rows: list[Row], images: dict[str, Tensor], contest: Contest) -> Repo
     pictured = [UNCACHED, *(row["method"] for row in ranked[:1]), *(row["method"] for row in ranked[-1:])]
     page.figures([Figure(tiles(images[name]), caption(name, rows)) for name in dict.fromkeys(pictured)])
     counts = f"{contest.samples} samples of each of {config.seeds} seeds; fidelity to the uncached."
-    page.table([shown(row) for row in rows], counts)
+    page.table(shown(rows), counts)
     page.command(f"delta-dit bench --model {config.model} --steps {contest.steps} --speedup {config.speedup:g}")
     if ranked:
         page.section("Fidelity at the same cost")

@@ -274,6 +274,10 @@ class BenchConfig(ConditionsConfig):
     """Runs per foreign cache to find its best setting at this cost."""
     repeats: int = 4
     """Timed pairs per method."""
+    weights: Path | None = None
+    """Folder with torch-fidelity's "inception.pth", a CLIP in "clip", or both: FID, Inception and CLIP score, too."""
+    real: Path | None = None
+    """Folder of real pictures for the FID; unset: the FID is to the uncached pictures."""
     json: Path | None = None
     """Also write the rows to this file."""
 
@@ -288,3 +292,5 @@ class BenchConfig(ConditionsConfig):
             raise UsageError(f"speedup={self.speedup!r} is not possible; allowed: 1 or more")
         for method in self.methods:
             check_choice("methods", method, METHODS + PEERS)
+        if self.real is not None and self.weights is None:
+            raise UsageError(f"real={str(self.real)!r} is for the FID; allowed: together with --weights")

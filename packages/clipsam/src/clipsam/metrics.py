@@ -128,8 +128,8 @@ def sorted_curve(scores: Array, anomalous: Array, weights: Array, regions: int) 
 def pixel_weights(mask: Array) -> tuple[Array, int]:
     """Return 1 / size of its region for every anomalous pixel in reading order, and the number of regions."""
     labels, regions = ndimage.label(mask, EIGHT_CONNECTED)  # pyright: ignore[reportGeneralTypeIssues]
-    found = labels[mask]
-    return 1 / np.bincount(found)[found], regions
+    found: Array = np.asarray(labels)[mask]
+    return 1 / np.bincount(found).take(found), int(regions)
 
 
 class PixelMetrics:

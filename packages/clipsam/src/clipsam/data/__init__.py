@@ -1,0 +1,1 @@
+"""Inspection images: folders of them, drawn ones, and photographs with painted defects."""

@@ -1,0 +1,252 @@
+"""MMR, Multi-level Mask Refinement (ClipSAM, arXiv 2401.12665, Fig. 2): SAM sharpens a rough anomaly map.
+
+::
+
+    rough map O → threshold → connected components → a box and k points each → SAM → masks M_qj with scores s_qj
+    paper:  final = norm(O + Σ_q Σ_j s_qj M_qj)
+    soft:   final = (1 − w) O + w T,  near the components; O elsewhere
+
+``refine`` takes anyone's map: of PatchCore, of anomalib, of ClipSAM's own UMCI.
+
+"paper" is the figure taken literally, its norm a min-max per image. That lifts the highest score of *every* image to
+1, so images can no longer be compared, and an object's whole mask counts as much as the defect's. "soft", the default,
+is this package's: T and w follow from how well SAM's masks agree with the component that asked for them, the result
+stays between O and the component's own peak, and a map without components comes back bit for bit.
+"""
+
+import zlib
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from clipsam.segmenter import Embedding, Prompts, Segmenter
+
+Mode = Literal["soft", "paper"]
+
+EIGHT_CONNECTED = np.ones((3, 3), int)
+BAND = 0.04  # of the image's side: how far around a component its masks may change the map
+
+
+@dataclass(frozen=True)
+class MMRConfig:
+    """Options of the refinement.
+
+    Args:
+        mode: "soft", or "paper" for the figure taken literally.
+        threshold: on the rough map, in (0, 1); lower prompts more often and finds fainter anomalies.
+        points: k, positive points in each component.
+        weight: w in [0, 1], how much a mask that agrees perfectly replaces the rough map ("soft").
+        max_components: of the components, those with the largest sum of scores are used.
+        min_area: share of the image below which a component is a speck.
+        max_area: share of the image above which a component is no object to ask SAM for.
+        seed: of the random points.
+
+    Raises:
+        ValueError: a value that is not possible.
+    """
+
+    mode: Mode = "soft"
+    threshold: float = 0.5
+    points: int = 5
+    weight: float = 0.7
+    max_components: int = 16
+    min_area: float = 2e-4
+    max_area: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"mode={self.mode!r} is unknown; allowed: {', '.join(get_args(Mode))}")
+        if not 0 < self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold!r} is not possible; allowed: between 0 and 1")
+        if not 0 <= self.weight <= 1:
+            raise ValueError(f"weight={self.weight!r} is not possible; allowed: 0 to 1")
+        if self.points < 1 or self.max_components < 1:
+            raise ValueError(f"points={self.points!r}, max_components={self.max_components!r}; allowed: 1 or more")
+        if not 0 <= self.min_area <= self.max_area <= 1:
+            raise ValueError(f"min_area={self.min_area!r}, max_area={self.max_area!r}; allowed: 0 ≤ min ≤ max ≤ 1")
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """A refined map, and what led to it.
+
+    Args:
+        anomaly_map: ``(H, W)`` float32 in [0, 1].
+        boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ in pixels, ends exclusive: one for each component, the largest first.
+        points: ``(K, k, 2)``, x y in pixels.
+        masks: ``(K, H, W)`` bool, SAM's best mask of each component.
+        scores: ``(K,)``, SAM's score of that mask × its agreement with the component, in [0, 1].
+    """
+
+    anomaly_map: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+    points: NDArray[np.float32]
+    masks: NDArray[np.bool_]
+    scores: NDArray[np.float32]
+
+
+def refine(
+    image: NDArray[np.uint8], anomaly_map: ArrayLike, segmenter: Segmenter, config: MMRConfig | None = None
+) -> Refinement:
+    """Refine any anomaly map with a promptable segmenter.
+
+    Args:
+        image: ``(H, W, 3)`` RGB in 0..255.
+        anomaly_map: O, ``(H, W)`` in [0, 1] on one scale for all images. Bring distances, such as PatchCore's, there
+            with one function for all, e.g. ``1 - exp(-distance / median)``, not with a min-max per image.
+        segmenter: e.g. :class:`~clipsam.segmenter.SamSegmenter`; not run if nothing exceeds the threshold.
+        config: options.
+
+    Raises:
+        ValueError: an image or a map of another shape, or scores that are not numbers in [0, 1].
+    """
+    config = config or MMRConfig()
+    rough = np.asarray(anomaly_map, np.float32)
+    check(image, rough)
+    components = find_components(rough, config)
+    if not components:
+        none = np.zeros((0, 4), np.float32)
+        empty = np.zeros((0, *rough.shape), bool)
+        return Refinement(rough, none, np.zeros((0, config.points, 2), np.float32), empty, none[:, 0])
+    boxes = torch.tensor([[x.start, y.start, x.stop, y.stop] for (y, x), _ in components], dtype=torch.float32)
+    points = choose_points(rough, components, config, image)
+    embedding = segmenter.embed(image)
+    logits, scores = segmenter.decode(embedding, both_ways(boxes, points))
+    levels, scores = by_component(logits), by_component(scores)  # (K, 2M, h, w) and (K, 2M)
+    inside = torch.stack([segmenter.to_square(region(component, rough.shape), embedding) for component in components])
+    agreement = intersection_over_union(levels > 0, inside > 0.5)  # (K, 2M)
+    combine = literal if config.mode == "paper" else soft
+    final = combine(torch.from_numpy(rough), levels, scores, agreement, inside, segmenter, embedding, config)
+    trust, best = (scores * agreement).max(1)
+    masks = segmenter.to_image(levels[torch.arange(len(levels)), best], embedding) > 0
+    return Refinement(final.numpy(), boxes.numpy(), points.numpy(), masks.numpy(), trust.numpy())
+
+
+def check(image: NDArray[np.uint8], rough: NDArray[np.float32]) -> None:
+    """Refuse what cannot be refined."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"an image of shape {image.shape} and {image.dtype}; allowed: (H, W, 3) and uint8")
+    if rough.shape != image.shape[:2]:
+        raise ValueError(f"a map of shape {rough.shape} for an image of {image.shape[:2]}; allowed: the same")
+    if not (rough.min() >= 0 and rough.max() <= 1):  # NaN fails both
+        raise ValueError(f"the map's scores lie in [{rough.min()}, {rough.max()}]; allowed: numbers in [0, 1]")
+
+
+Component = tuple[tuple[slice, slice], NDArray[np.bool_]]
+"""Where a component lies (rows, columns), and which pixels of that window are its."""
+
+
+def find_components(rough: NDArray[np.float32], config: MMRConfig) -> list[Component]:
+    """Return the connected components above the threshold, those with the largest sum of scores first."""
+    labels, count = ndimage.label(rough > config.threshold, EIGHT_CONNECTED)  # pyright: ignore[reportGeneralTypeIssues]
+    areas = np.bincount(labels.ravel(), minlength=count + 1) / rough.size
+    masses = np.bincount(labels.ravel(), rough.ravel(), count + 1)
+    numbers = np.flatnonzero((areas >= config.min_area) & (areas <= config.max_area))
+    numbers = sorted(numbers[numbers > 0], key=lambda number: -masses[number])[: config.max_components]
+    windows = ndimage.find_objects(labels)
+    return [(windows[number - 1], labels[windows[number - 1]] == number) for number in numbers]
+
+
+def choose_points(
+    rough: NDArray[np.float32], components: list[Component], config: MMRConfig, image: NDArray[np.uint8]
+) -> Tensor:
+    """Return k random points in every component, ``(K, k, 2)``; in "soft" mode likelier where the map is higher.
+
+    They follow from the seed and the image alone, not from the order in which images come.
+    """
+    random = np.random.default_rng([config.seed, zlib.crc32(np.ascontiguousarray(image).tobytes())])
+    chosen = []
+    for (y, x), pixels in components:
+        rows, columns = np.nonzero(pixels)
+        chance = np.ones(len(rows)) if config.mode == "paper" else rough[y, x][pixels].astype(float) ** 4
+        at = random.choice(len(rows), config.points, p=chance / chance.sum())
+        chosen.append(np.stack([columns[at] + x.start, rows[at] + y.start], axis=-1) + 0.5)  # centres of pixels
+    return torch.from_numpy(np.array(chosen, np.float32))
+
+
+def both_ways(boxes: Tensor, points: Tensor) -> Prompts:
+    """Return 2K prompts: every box alone, then every box with its points."""
+    labels = torch.ones(points.shape[:2])
+    return Prompts(boxes.repeat(2, 1), points.repeat(2, 1, 1), torch.cat([-labels, labels]))
+
+
+def by_component(values: Tensor) -> Tensor:
+    """Bring what 2K prompts gave, ``(2K, M, ...)``, into the order of the components, ``(K, 2M, ...)``."""
+    first, second = values.chunk(2)
+    return torch.cat([first, second], dim=1)
+
+
+def region(component: Component, shape: tuple[int, ...]) -> Tensor:
+    """Return a component as a mask of the whole image, ``(H, W)`` float32."""
+    (y, x), pixels = component
+    mask = torch.zeros(shape)
+    mask[y, x] = torch.from_numpy(pixels).float()
+    return mask
+
+
+def intersection_over_union(masks: Tensor, targets: Tensor) -> Tensor:
+    """Return the IoU ``(K, M)`` of masks ``(K, M, h, w)`` with targets ``(K, h, w)``, all bool."""
+    both = (masks & targets[:, None]).sum((2, 3))
+    either = (masks | targets[:, None]).sum((2, 3))
+    return both / either.clamp(min=1)
+
+
+def soft(
+    rough: Tensor,
+    levels: Tensor,
+    scores: Tensor,
+    agreement: Tensor,
+    inside: Tensor,
+    segmenter: Segmenter,
+    embedding: Embedding,
+    config: MMRConfig,
+) -> Tensor:
+    """Return (1 − W) O + W T.
+
+    With a_qj = s_qj · IoU(M_qj, component) and p the component's highest score, near the component::
+
+        T = p · Σ_j a_qj² M_qj / Σ_j a_qj²        W = w · max_j a_qj
+
+    Squares let the levels that fit speak; a mask of the whole object has a small IoU and hardly counts, and where no
+    level fits W is small. T and W are formed on the segmenter's small square and enlarged once.
+    """
+    a = scores * agreement  # (K, 2M)
+    masks = (levels.sigmoid() * a.square()[..., None, None]).sum(1)
+    masks = masks / a.square().sum(1).clamp(min=1e-12)[:, None, None]
+    small = segmenter.to_square(rough, embedding)
+    peak = (small * (inside > 0)).amax((1, 2))  # (K,)
+    near = torch.from_numpy(np.stack([spread(mask) for mask in (inside > 0).numpy()]))
+    trust = config.weight * a.amax(1)[:, None, None] * near  # (K, h, w)
+    target = (trust * peak[:, None, None] * masks).sum(0) / trust.sum(0).clamp(min=1e-12)
+    weight, target = segmenter.to_image(torch.stack([trust.amax(0), target]), embedding).clamp(0, 1)
+    return (1 - weight) * rough + weight * target
+
+
+def spread(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return 1 on a mask ``(h, w)`` and around it, falling to 0 within twice the band."""
+    band = BAND * mask.shape[0]
+    distance = ndimage.distance_transform_edt(~mask)
+    return np.clip(2 - np.asarray(distance) / band, 0, 1).astype(np.float32)
+
+
+def literal(
+    rough: Tensor,
+    levels: Tensor,
+    scores: Tensor,
+    agreement: Tensor,
+    inside: Tensor,
+    segmenter: Segmenter,
+    embedding: Embedding,
+    config: MMRConfig,
+) -> Tensor:
+    """Return norm(O + Σ_q Σ_j s_qj M_qj), norm a min-max of the image."""
+    masks = ((levels > 0) * scores[..., None, None]).sum((0, 1))
+    total = rough + segmenter.to_image(masks, embedding)
+    return (total - total.min()) / (total.max() - total.min()).clamp(min=1e-12)

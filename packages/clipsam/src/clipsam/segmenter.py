@@ -1,0 +1,198 @@
+"""What MMR asks of a promptable segmenter, and Segment Anything behind it.
+
+The costly part, :meth:`Segmenter.embed`, runs once for an image; the cheap part, :meth:`Segmenter.decode`, takes all
+prompts of the image in a few chunked calls and returns small masks, so that a caller combines them before anything is
+enlarged to the size of the image.
+"""
+
+import hashlib
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, Self, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from segment_anything import sam_model_registry
+from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+
+SamKind = Literal["vit_b", "vit_l", "vit_h"]
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """An embedded image.
+
+    Args:
+        features: ``(1, C, g, g)``.
+        image_size: height and width of the image in pixels.
+        input_size: height and width of the part of the segmenter's square input that the image fills.
+    """
+
+    features: Tensor
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Q prompts, each a box, points, or both.
+
+    Args:
+        boxes: ``(Q, 4)``, corners x₀ y₀ x₁ y₁ in pixels of the image, or None.
+        points: ``(Q, k, 2)``, x y in pixels of the image, or None.
+        labels: ``(Q, k)``: 1 in the foreground, 0 in the background, −1 no point (to fill ragged rows).
+    """
+
+    boxes: Tensor | None = None
+    points: Tensor | None = None
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit each other."""
+        if self.boxes is None and self.points is None:
+            raise ValueError("prompts without boxes and points; allowed: boxes, points, or both")
+        if (self.points is None) != (self.labels is None):
+            raise ValueError("points and labels come together; allowed: both or neither")
+        if self.boxes is not None and self.points is not None and len(self.boxes) != len(self.points):
+            raise ValueError(f"{len(self.boxes)} boxes and {len(self.points)} rows of points; allowed: as many")
+
+    def __len__(self) -> int:
+        """Return Q."""
+        return len(self.boxes if self.boxes is not None else self.points)  # pyright: ignore[reportArgumentType]
+
+
+class Segmenter(Protocol):
+    """A promptable segmenter."""
+
+    def embed(self, image: NDArray[np.uint8]) -> Embedding:
+        """Embed an image ``(H, W, 3)``, RGB in 0..255."""
+        ...
+
+    def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return mask logits ``(Q, M, h, w)`` on the segmenter's small square, and their scores ``(Q, M)`` in [0, 1].
+
+        M are the levels of an ambiguous prompt: whole, part, part of the part.
+        """
+        ...
+
+    def to_square(self, values: Tensor, embedding: Embedding) -> Tensor:
+        """Bring values ``(..., H, W)`` on the image to the small square ``(..., h, w)``; zero beyond the image."""
+        ...
+
+    def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
+        """Enlarge values ``(..., h, w)`` on the small square to the image, ``(..., H, W)``."""
+        ...
+
+
+class SamSegmenter:
+    """Segment Anything (Kirillov et al., arXiv 2304.02643), of any size, with all prompts of an image at once.
+
+    Args:
+        sam: a model built of segment_anything's classes.
+        chunk: prompts per call of the decoder, about 20 MB each at SAM's size; 4 suits the caches of a CPU, 64 a GPU.
+        remember: how many embeddings of the last images are kept.
+
+    Raises:
+        ValueError: a number below 1.
+    """
+
+    def __init__(self, sam: Sam, *, chunk: int = 4, remember: int = 4) -> None:
+        if chunk < 1 or remember < 1:
+            raise ValueError(f"chunk={chunk!r}, remember={remember!r}; allowed: 1 or more")
+        self.sam, self.chunk, self.remember = sam.eval().requires_grad_(False), chunk, remember
+        self._transform = ResizeLongestSide(sam.image_encoder.img_size)
+        self._embeddings: OrderedDict[bytes, Embedding] = OrderedDict()
+
+    @classmethod
+    def from_checkpoint(cls, kind: SamKind, path: Path | str, **options: int) -> Self:
+        """Load published weights, "vit_b", "vit_l" or "vit_h", from a local file.
+
+        Raises:
+            ValueError: an unknown kind, or a file without its weights.
+            OSError: the file cannot be read.
+        """
+        if kind not in get_args(SamKind):
+            raise ValueError(f"kind={kind!r} is unknown; allowed: {', '.join(get_args(SamKind))}")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            sam = sam_model_registry[kind]()
+            sam.load_state_dict(state)
+        except (RuntimeError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{str(path)!r} holds no {kind} weights: {why}") from error
+        return cls(sam, **options)
+
+    @property
+    def side(self) -> int:
+        """Side of the small square that masks are decoded on: 256 for the published models."""
+        return 4 * self.sam.prompt_encoder.image_embedding_size[0]
+
+    @torch.no_grad()
+    def embed(self, image: NDArray[np.uint8]) -> Embedding:
+        """Embed an image ``(H, W, 3)``, RGB in 0..255; one that was embedded before costs nothing."""
+        key = hashlib.sha1(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
+        if key not in self._embeddings:
+            resized = torch.from_numpy(self._transform.apply_image(image)).permute(2, 0, 1)  # (3, h, w)
+            square = self.sam.preprocess(resized[None].to(self.sam.device))
+            height, width = resized.shape[1:]
+            features = self.sam.image_encoder(square)
+            self._embeddings[key] = Embedding(features, image.shape[:2], (height, width))
+        self._embeddings.move_to_end(key)
+        while len(self._embeddings) > self.remember:
+            self._embeddings.popitem(last=False)
+        return self._embeddings[key]
+
+    @torch.no_grad()
+    def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return mask logits ``(Q, 3, h, w)`` and predicted IoUs ``(Q, 3)``, clamped to [0, 1] as regressions need."""
+        points, boxes = self._to_input(prompts, embedding)
+        parts = []
+        for start in range(0, len(prompts), self.chunk):
+            rows = slice(start, start + self.chunk)
+            sparse, dense = self.sam.prompt_encoder(
+                points=None if points is None else (points[0][rows], points[1][rows]),
+                boxes=None if boxes is None else boxes[rows],
+                masks=None,
+            )
+            parts.append(
+                self.sam.mask_decoder(
+                    image_embeddings=embedding.features,
+                    image_pe=self.sam.prompt_encoder.get_dense_pe(),
+                    sparse_prompt_embeddings=sparse,
+                    dense_prompt_embeddings=dense,
+                    multimask_output=True,
+                )
+            )
+        logits, scores = (torch.cat(part) for part in zip(*parts))
+        return logits, scores.clamp(0, 1)
+
+    def _to_input(self, prompts: Prompts, embedding: Embedding) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
+        """Scale prompts from pixels of the image to pixels of the segmenter's input."""
+        points, boxes, device = None, None, self.sam.device
+        if prompts.points is not None and prompts.labels is not None:
+            scaled = self._transform.apply_coords_torch(prompts.points.float(), embedding.image_size)
+            points = scaled.to(device), prompts.labels.to(device)
+        if prompts.boxes is not None:
+            boxes = self._transform.apply_boxes_torch(prompts.boxes.float(), embedding.image_size).to(device)
+        return points, boxes
+
+    def to_square(self, values: Tensor, embedding: Embedding) -> Tensor:
+        """Bring values ``(..., H, W)`` on the image to the small square ``(..., h, w)``; zero beyond the image."""
+        scale = self.side / self.sam.image_encoder.img_size
+        height, width = (max(1, round(length * scale)) for length in embedding.input_size)
+        flat = values.reshape(-1, 1, *values.shape[-2:]).float()
+        small = F.interpolate(flat, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        padded = F.pad(small, (0, self.side - width, 0, self.side - height))
+        return padded.reshape(*values.shape[:-2], self.side, self.side)
+
+    def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
+        """Enlarge values ``(..., h, w)`` on the small square to the image, ``(..., H, W)``."""
+        flat = values.reshape(-1, 1, *values.shape[-2:])
+        large = self.sam.postprocess_masks(flat, embedding.input_size, embedding.image_size)
+        return large.reshape(*values.shape[:-2], *embedding.image_size)

@@ -70,7 +70,8 @@ def test_a_tower_that_averages_embeds_an_image_of_one_patch_as_that_patch(backbo
     tower, image = backbones["timm"].tower, torch.randn(1, 3, PATCH, PATCH)
     position = {"trunk.pos_embed": tower.position_for(1, 1)}
     whole = torch.func.functional_call(tower.visual, position, (image,))
-    torch.testing.assert_close(tower.joint(image)[:, :, 0, 0], whole)
+    [last] = tower(image, tower.last)
+    torch.testing.assert_close(tower.project(last)[:, :, 0, 0], whole)
 
 
 def test_nothing_is_trained(backbones):
@@ -133,3 +134,12 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
         with pytest.raises(ValueError, match="cannot be loaded") as error:
             Backbone.from_open_clip(name, weights, image_size=224)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["own", "timm"])
+def test_one_pass_gives_what_two_give(backbones, kind):
+    backbone, images = backbones[kind], torch.randn(2, 3, 32, 40)
+    patches, joint = backbone.patches_and_joint(images)
+    for found, expected in zip(patches, backbone.patches(images)):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(joint, backbone.joint(images))

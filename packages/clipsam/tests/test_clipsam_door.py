@@ -5,6 +5,8 @@ from importlib.metadata import metadata
 import pytest
 
 import clipsam
+from clipsam.cli import COMMANDS
+from clipsam.configs import SAMS
 
 ABOUT = metadata("clipsam")
 
@@ -21,21 +23,38 @@ def test_the_version_is_the_installed_one():
 
 
 def test_import_brings_in_neither_torch_nor_the_host_library():
-    code = "import sys, clipsam; print(*sys.modules)"
+    code = "import sys, clipsam, clipsam.cli; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "clipsam" in modules
     assert not {"torch", "open_clip", "segment_anything"} & set(modules)
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"]])
-def test_help_says_what_it_is_for_and_that_no_method_has_landed(argv):
-    code, out, err = command(*argv)
+def test_everything_at_the_door_is_there():
+    assert all(getattr(clipsam, name) for name in clipsam.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = clipsam.Nothing
+
+
+def test_help_names_every_command():
+    code, out, err = command("--help")
     assert (code, err) == (0, "")
-    assert ABOUT["Summary"] in out
-    assert "No method has landed yet" in out
+    assert all(name in out for name in COMMANDS)
 
 
-@pytest.mark.parametrize("argument", ["run", "--speed"])
-def test_anything_else_is_refused_in_one_line(argument):
-    expected = f"clipsam: error: command={argument!r} is unknown; allowed: --help, --version\n"
-    assert command(argument) == (2, "", expected)
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["run"], f"command='run' is unknown; allowed: {', '.join(COMMANDS)}"),
+        (["segment"], "images=() is empty; allowed: one image file or more"),
+        (["segment", "a.png", "--category", " "], "category=' ' is empty; allowed: a word such as 'object'"),
+        (["segment", "a.png", "--sam", "vit_x"], f"sam='vit_x' is unknown; allowed: {', '.join(SAMS)}"),
+        (["segment", "a.png", "--sam", "vit_b"], "sam='vit_b' needs its weights; allowed: --sam-weights FILE"),
+        (["segment", "a.png", "--threshold", "1"], "threshold=1.0 is not possible; allowed: between 0 and 1"),
+        (["refine", "a.png"], "0 maps for 1 images; allowed: one map for each"),
+        (["eval", "--clip", "ViT-L"], "clip='ViT-L' has no embedded heads; allowed: --checkpoint FOLDER, or none"),
+        (["eval", "--fpr-limit", "2"], "fpr_limit=2.0 is out of range; allowed: 1e-06 to 1"),
+        (["train", "--steps", "0"], "steps=0 is not possible; allowed: above 0"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_one_line(argv, told):
+    assert command(*argv) == (2, "", f"clipsam: error: {told}\n")

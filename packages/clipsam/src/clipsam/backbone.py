@@ -133,7 +133,7 @@ class Backbone(nn.Module):
         Args:
             images: ``(B, 3, H, W)``, normalised; H and W any multiples of the patch.
         """
-        return self.tower(images)
+        return self.tower(images, self.stages)
 
     @torch.no_grad()
     def joint(self, images: Tensor) -> Tensor:
@@ -142,7 +142,15 @@ class Backbone(nn.Module):
         They are the last block's, through the tower's own norm and projection. CLIP was trained for the image as a
         whole; how far its single patches mean something differs from model to model.
         """
-        return F.normalize(self.tower.joint(images), dim=1)
+        [last] = self.tower(images, self.tower.last)
+        return F.normalize(self.tower.project(last), dim=1)
+
+    @torch.no_grad()
+    def patches_and_joint(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what :meth:`patches` and :meth:`joint` do, for the price of one."""
+        blocks = tuple(dict.fromkeys(self.stages + self.tower.last))
+        tokens = self.tower(images, blocks)
+        return tokens[: len(self.stages)], F.normalize(self.tower.project(tokens[-1]), dim=1)
 
     @torch.no_grad()
     def text(self, category: str, bank: PromptBank) -> Tensor:
@@ -177,6 +185,7 @@ class Tower(nn.Module):
             raise ValueError(f"the visual tower is a {type(visual).__name__}; allowed: a vision transformer")
         if not stages or list(stages) != sorted(set(stages)) or not 0 <= stages[0] <= stages[-1] < blocks:
             raise ValueError(f"stages={stages!r} are not possible; allowed: rising numbers from 0 to {blocks - 1}")
+        self.last = (blocks - 1,)
         self._positions: dict[tuple[int, int], Tensor] = {}
 
     @property
@@ -198,41 +207,31 @@ class Tower(nn.Module):
             self._positions[height, width] = resized.reshape(*own.shape[:-2], *resized.shape)
         return self._positions[height, width]
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the patch tokens of every stage, ``(B, C, h, w)`` each."""
-        return self._call(images, "_intermediates")
-
-    def joint(self, images: Tensor) -> Tensor:
-        """Return the last block's patch tokens in the joint space, ``(B, C_t, h, w)``."""
-        return self._call(images, "_projected")
-
-    def _call(self, images: Tensor, method: str) -> Any:
+    def forward(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
+        """Return the patch tokens of some blocks, in rising order, ``(B, C, h, w)`` each."""
         height, width = images.shape[-2:]
         if height % self.patch or width % self.patch:
             raise ValueError(f"images of {height}×{width} pixels; allowed: multiples of {self.patch}")
         position = {f"tower.{self._position_name}": self.position_for(height // self.patch, width // self.patch)}
-        return torch.func.functional_call(_Method(self, method), position, (images,))
+        return torch.func.functional_call(_Intermediates(self), position, (images, list(blocks)))
 
-    def _intermediates(self, images: Tensor) -> list[Tensor]:
-        options = {"indices": list(self.stages), "output_fmt": "NCHW", "intermediates_only": True, "stop_early": True}
-        return self.visual.forward_intermediates(images, **options)["image_intermediates"]
-
-    def _projected(self, images: Tensor) -> Tensor:
-        visual = self.visual
-        options = {"indices": 1, "output_fmt": "NCHW", "intermediates_only": True, "normalize_intermediates": True}
-        last = visual.forward_intermediates(images, **options)["image_intermediates"][-1]
+    def project(self, last: Tensor) -> Tensor:
+        """Bring the last block's patch tokens ``(B, C, h, w)`` to the joint space, ``(B, C_t, h, w)``."""
+        visual, tokens = self.visual, last.movedim(1, -1)
         if self._timm:
-            # a trunk that averages its patches normalises after that, and has only an identity before
-            return visual.head(visual.trunk.fc_norm(last.movedim(1, -1))).movedim(-1, 1)
-        return last if visual.proj is None else torch.einsum("bchw,cd->bdhw", last, visual.proj)
+            # one of the two norms is an identity: which one depends on how the trunk pools
+            return visual.head(visual.trunk.fc_norm(visual.trunk.norm(tokens))).movedim(-1, 1)
+        tokens = visual.ln_post(tokens)
+        return (tokens if visual.proj is None else tokens @ visual.proj).movedim(-1, 1)
 
 
-class _Method(nn.Module):
-    """A method of a tower as a module's forward, which is what functional_call can call."""
+class _Intermediates(nn.Module):
+    """A tower's tokens as a module's forward, which is what functional_call can call."""
 
-    def __init__(self, tower: Tower, method: str) -> None:
+    def __init__(self, tower: Tower) -> None:
         super().__init__()
-        self.tower, self.method = tower, method
+        self.tower = tower
 
-    def forward(self, images: Tensor) -> Any:
-        return getattr(self.tower, self.method)(images)
+    def forward(self, images: Tensor, blocks: list[int]) -> list[Tensor]:
+        options = {"indices": blocks, "output_fmt": "NCHW", "intermediates_only": True, "stop_early": True}
+        return self.tower.visual.forward_intermediates(images, **options)["image_intermediates"]

@@ -97,9 +97,7 @@ class ClipSAM:
         """Return the rough map O of every image, ``(H, W)`` in [0, 1]: UMCI's, or the texts' without one."""
         if self.umci is None:
             return self.text_map(images, category)
-        language = self.backbone.text(category, self.bank)
-        maps = rough_map(self.umci(self.backbone.patches(self._batch(images)), language))
-        return [to_native(values, image) for values, image in zip(maps, images)]
+        return self._umci_maps(self.backbone.patches(self._batch(images)), images, category)
 
     @torch.no_grad()
     def text_map(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[NDArray[np.float32]]:
@@ -108,8 +106,28 @@ class ClipSAM:
         In WinCLIP's manner (arXiv 2303.14814): windows of one, two and three patches are compared with the two
         language tokens, and the probabilities of all windows on a patch are averaged.
         """
+        return self._text_maps(self.backbone.joint(self._batch(images)), images, category)
+
+    @torch.no_grad()
+    def text_and_rough(
+        self, images: Sequence[NDArray[np.uint8]], category: str
+    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+        """Return what :meth:`text_map` and :meth:`rough` do, with the tower run once."""
+        patches, joint = self.backbone.patches_and_joint(self._batch(images))
+        text = self._text_maps(joint, images, category)
+        return text, text if self.umci is None else self._umci_maps(patches, images, category)
+
+    def _umci_maps(
+        self, patches: list[Tensor], images: Sequence[NDArray[np.uint8]], category: str
+    ) -> list[NDArray[np.float32]]:
+        umci: Any = self.umci
+        maps = rough_map(umci(patches, self.backbone.text(category, self.bank)))
+        return [to_native(values, image) for values, image in zip(maps, images)]
+
+    def _text_maps(
+        self, joint: Tensor, images: Sequence[NDArray[np.uint8]], category: str
+    ) -> list[NDArray[np.float32]]:
         language = self.backbone.text(category, self.bank)
-        joint = self.backbone.joint(self._batch(images))
         maps = torch.stack([window_probability(joint, language, side) for side in (1, 2, 3)]).mean(0)
         return [to_native(values, image) for values, image in zip(maps, images)]
 

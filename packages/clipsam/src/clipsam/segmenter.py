@@ -21,6 +21,8 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from clipsam.decoder import PromptDecoder
+
 SamKind = Literal["vit_b", "vit_l", "vit_h"]
 
 
@@ -95,14 +97,14 @@ class SamSegmenter:
 
     Args:
         sam: a model built of segment_anything's classes.
-        chunk: prompts per call of the decoder, about 20 MB each at SAM's size; 4 suits the caches of a CPU, 64 a GPU.
+        chunk: prompts per call of the decoder, about 25 MB each at SAM's size; 2 suits the caches of a CPU, 64 a GPU.
         remember: how many embeddings of the last images are kept.
 
     Raises:
         ValueError: a number below 1.
     """
 
-    def __init__(self, sam: Sam, *, chunk: int = 4, remember: int = 4) -> None:
+    def __init__(self, sam: Sam, *, chunk: int = 2, remember: int = 4) -> None:
         if chunk < 1 or remember < 1:
             raise ValueError(f"chunk={chunk!r}, remember={remember!r}; allowed: 1 or more")
         self.sam, self.chunk, self.remember = sam.eval().requires_grad_(False), chunk, remember
@@ -152,23 +154,18 @@ class SamSegmenter:
     def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Return mask logits ``(Q, 3, h, w)`` and predicted IoUs ``(Q, 3)``, clamped to [0, 1] as regressions need."""
         points, boxes = self._to_input(prompts, embedding)
+        encoder = self.sam.prompt_encoder
+        no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
+        decoder = PromptDecoder(self.sam.mask_decoder, embedding.features + no_mask, encoder.get_dense_pe())
         parts = []
         for start in range(0, len(prompts), self.chunk):
             rows = slice(start, start + self.chunk)
-            sparse, dense = self.sam.prompt_encoder(
+            sparse, _ = encoder(
                 points=None if points is None else (points[0][rows], points[1][rows]),
                 boxes=None if boxes is None else boxes[rows],
                 masks=None,
             )
-            parts.append(
-                self.sam.mask_decoder(
-                    image_embeddings=embedding.features,
-                    image_pe=self.sam.prompt_encoder.get_dense_pe(),
-                    sparse_prompt_embeddings=sparse,
-                    dense_prompt_embeddings=dense,
-                    multimask_output=True,
-                )
-            )
+            parts.append(decoder(sparse))
         logits, scores = (torch.cat(part) for part in zip(*parts))
         return logits, scores.clamp(0, 1)
 
@@ -194,5 +191,8 @@ class SamSegmenter:
     def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
         """Enlarge values ``(..., h, w)`` on the small square to the image, ``(..., H, W)``."""
         flat = values.reshape(-1, 1, *values.shape[-2:])
-        large = self.sam.postprocess_masks(flat, embedding.input_size, embedding.image_size)
+        if embedding.image_size == embedding.input_size == (self.sam.image_encoder.img_size,) * 2:
+            large = F.interpolate(flat, embedding.image_size, mode="bilinear", align_corners=False)
+        else:
+            large = self.sam.postprocess_masks(flat, embedding.input_size, embedding.image_size)
         return large.reshape(*values.shape[:-2], *embedding.image_size)

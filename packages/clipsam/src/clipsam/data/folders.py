@@ -70,9 +70,13 @@ class Folder:
         """The categories in this data set, sorted."""
         return tuple(sorted({row.category for row in self.rows}))
 
-    @cached_property
+    @property
     def entries(self) -> Sequence[Entry]:
         """Category, defect and path of every image."""
+        return self._entries
+
+    @cached_property  # beside the property, because a protocol's property accepts no other kind
+    def _entries(self) -> Sequence[Entry]:
         return tuple(
             Entry(row.category, row.defect, str(row.image), row.defect == GOOD or row.mask is not None)
             for row in self.rows

@@ -124,9 +124,13 @@ class Painted:
         """The photographs' names."""
         return tuple(PHOTOGRAPHS if self.images is None else self.images)
 
-    @cached_property
+    @property
     def entries(self) -> Sequence[Entry]:
         """Photograph, defect and source of every crop; nothing is painted for it."""
+        return self._entries
+
+    @cached_property  # beside the property, because a protocol's property accepts no other kind
+    def _entries(self) -> Sequence[Entry]:
         return tuple(self._entry(index) for index in range(self.count))
 
     def _entry(self, index: int) -> Entry:

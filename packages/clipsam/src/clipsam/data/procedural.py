@@ -104,9 +104,13 @@ class Procedural:
         entry = self._entry(index)
         return draw(entry.category, entry.defect, np.random.default_rng([self.seed, index, 1]), self.size, entry.source)
 
-    @cached_property
+    @property
     def entries(self) -> Sequence[Entry]:
         """Category, defect and source of every image; nothing is drawn for it."""
+        return self._entries
+
+    @cached_property  # beside the property, because a protocol's property accepts no other kind
+    def _entries(self) -> Sequence[Entry]:
         return tuple(self._entry(index) for index in range(self.count))
 
     def _entry(self, index: int) -> Entry:

@@ -1,0 +1,269 @@
+"""The options of every command, and their only defaults. Nothing here imports torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional
+
+from frugal_shared.config import RunConfig
+from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
+
+EMBEDDED, NONE = "embedded", "none"
+SAMS = (EMBEDDED, NONE, "vit_b", "vit_l", "vit_h")
+Mode = Literal["soft", "paper"]
+Stage = Literal["clip", "umci", "mmr"]
+STAGES: tuple[Stage, ...] = ("clip", "umci", "mmr")
+"""What the tables tell apart: CLIP's texts alone, with UMCI, with UMCI and MMR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(RunConfig):
+    """Options of the commands that need a CLIP."""
+
+    clip: str = EMBEDDED
+    """"embedded", or a name of open_clip's, such as "ViT-L-14-336-quickgelu"."""
+    clip_weights: str | None = None
+    """open_clip's tag, such as "openai", or the path of a file; unset: random weights, for speed only."""
+    image_size: int | None = None
+    """Side of the square that CLIP sees; unset: the checkpoint's, else 224 for the embedded CLIP and 518 for others."""
+    prompts: Path | None = None
+    """A YAML file with normal_states, abnormal_states and templates; unset: the package's own."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.image_size is not None:
+            check_positive(self, "image_size")
+        if self.clip == EMBEDDED and self.clip_weights is not None:
+            raise UsageError(f"clip_weights={self.clip_weights!r} with clip='embedded'; allowed: a name of open_clip's")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamConfig(RunConfig):
+    """Options of the commands that refine with SAM."""
+
+    sam: str = EMBEDDED
+    """"embedded", "none", "vit_b", "vit_l" or "vit_h"."""
+    sam_weights: Path | None = None
+    """The file of a published SAM's weights."""
+    mode: Mode = "soft"
+    """How masks and rough map are joined: "soft", or "paper" for the figure taken literally."""
+    threshold: float | None = None
+    """On the rough map, above which SAM is asked; unset: the checkpoint's, else 0.5."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_choice("sam", self.sam, SAMS)
+        published = self.sam not in (EMBEDDED, NONE)
+        if published and self.sam_weights is None:
+            raise UsageError(f"sam={self.sam!r} needs its weights; allowed: --sam-weights FILE")
+        if not published and self.sam_weights is not None:
+            raise UsageError(
+                f"sam_weights={str(self.sam_weights)!r} with sam={self.sam!r}; allowed: vit_b, vit_l, vit_h"
+            )
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise UsageError(f"threshold={self.threshold!r} is not possible; allowed: between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineConfig(SamConfig, ClipConfig):
+    """Options of the commands that run the whole pipeline."""
+
+    checkpoint: str | None = None
+    """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.checkpoint is None and self.clip != EMBEDDED:
+            raise UsageError(f"clip={self.clip!r} has no embedded heads; allowed: --checkpoint FOLDER, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(PipelineConfig):
+    """Segment the anomalies in images: maps, masks, overlays and a JSON."""
+
+    images: Annotated[tuple[Path, ...], Positional] = ()
+    """Image files."""
+    category: str = "object"
+    """What the images show, such as "metal nut"; "object" for anything."""
+    output_dir: Path = Path("runs/segment")
+    """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
+    batch_size: int = 8
+    """Images that CLIP sees at once."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "batch_size")
+        _check_images(self.images)
+        if not self.category.strip():
+            raise UsageError(f"category={self.category!r} is empty; allowed: a word such as 'object'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig(SamConfig):
+    """Refine anomaly maps of any method with SAM."""
+
+    images: Annotated[tuple[Path, ...], Positional] = ()
+    """Image files."""
+    maps: tuple[Path, ...] = ()
+    """One map per image: .npy with numbers in [0, 1], or a grey image, of which white is 1."""
+    output_dir: Path = Path("runs/refine")
+    """The run folder, as that of `segment`."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        _check_images(self.images)
+        if len(self.maps) != len(self.images):
+            raise UsageError(f"{len(self.maps)} maps for {len(self.images)} images; allowed: one map for each")
+        check_choice("sam", self.sam, [sam for sam in SAMS if sam != NONE])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig(RunConfig):
+    """Options of the commands that train on a frozen tower's features."""
+
+    images: int = 4000
+    """Drawn images to train on."""
+    val_images: int = 320
+    """Drawn images to validate on; folders hold back as many, but at most a fifth."""
+    features: Path | None = None
+    """Folder that keeps the frozen tower's features of all images; unset: "features" in the run folder."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Global batch: the processes share it."""
+    learning_rate: float = 1e-3
+    """Peak of the cosine, after the warm-up."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "images", "val_images", "steps", "batch_size", "learning_rate", "save_every")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ClipConfig, RecipeConfig):
+    """Train UMCI on a frozen CLIP."""
+
+    output_dir: Path = Path("runs/train")
+    """The run folder; the best checkpoint by validation AP is its subfolder "best"."""
+    data: tuple[str, ...] = ("procedural", "photographs")
+    """"procedural", "photographs", or folders of data sets, whose test split has the masks."""
+    steps: int = 2000
+    """Optimizer steps."""
+    hidden: int = 64
+    """d, width of UMCI; the paper's order of magnitude is several hundred."""
+    pool_kernels: tuple[int, int] = (1, 3)
+    """Sides of the two coarse cells, in patches."""
+    pool_stride: int | None = 1
+    """Distance between cells; "None": their own side."""
+    stages: tuple[int, ...] = (2, 5, 8, 11)
+    """Blocks of the visual tower, counted from 0, whose patch tokens are used; of ViT-L-14-336: 5 11 17 23."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "hidden")
+        if not self.data:
+            raise UsageError("data=() is empty; allowed: procedural, photographs, or folders")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTextConfig(RecipeConfig):
+    """Train the embedded CLIP's text tower against its frozen visual tower."""
+
+    output_dir: Path = Path("runs/train-text")
+    """The run folder; the weights are its clip.safetensors."""
+    batch_size: int = 96
+    """Regions of images per step, each with a caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSamConfig(RecipeConfig):
+    """Train the embedded SAM: prompt encoder and mask decoder on the frozen visual tower."""
+
+    output_dir: Path = Path("runs/train-sam")
+    """The run folder; the weights are its sam.safetensors."""
+    batch_size: int = 8
+    """Images per step, each with several prompts: the processes share them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(PipelineConfig):
+    """Evaluate a checkpoint on data sets: table, CSV, JSON and a report with the worst cases."""
+
+    output_dir: Path = Path("runs/eval")
+    """The run folder: rows.json, rows.csv, report.html."""
+    data: tuple[str, ...] = ("procedural",)
+    """"procedural" (held-out categories), "photographs", "cells", "elpv-mono", "elpv-poly", or folders of data sets."""
+    stages: tuple[Stage, ...] = STAGES
+    """Which rows: texts alone, with UMCI, with UMCI and MMR."""
+    samples: int = 200
+    """Images drawn of each data set that is drawn."""
+    batch_size: int = 16
+    """Images that CLIP sees at once."""
+    zero_shot: bool = False
+    """Call the result zero-shot: refused if the checkpoint was trained on any of the data."""
+    fpr_limit: float = 0.3
+    """False positive rate up to which AUPRO integrates."""
+    json: Path | None = None
+    """Write the rows to this file, too."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "samples", "batch_size")
+        check_range("fpr_limit", self.fpr_limit, 1e-6, 1)
+        for name, given in (("data", self.data), ("stages", self.stages)):
+            if not given:
+                raise UsageError(f"{name}=() is empty; allowed: one or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(RunConfig):
+    """Time the parts: decoding of many prompts, streaming metrics, and every stage of the pipeline."""
+
+    output_dir: Path = Path("runs/bench")
+    """The run folder: rows.json, report.html."""
+    prompts: int = 64
+    """Prompts on one image."""
+    pixels: int = 20
+    """Megapixels that the metrics see."""
+    repeats: int = 5
+    """Timed pairs, and timed images of every stage."""
+    json: Path | None = None
+    """Write the rows to this file, too."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "prompts", "pixels", "repeats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(RunConfig):
+    """Segment real photographs of solar cells that the embedded models never saw."""
+
+    output_dir: Path = Path("runs/clipsam")
+    """The run folder: results and report.html."""
+    samples: int = 126
+    """Images with masks, of each kind and seed."""
+    cells: int = 200
+    """At most so many solar cells of each type and kind."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, "samples", "cells")
+
+
+def _check_images(images: tuple[Path, ...]) -> None:
+    if not images:
+        raise UsageError("images=() is empty; allowed: one image file or more")

@@ -1,0 +1,138 @@
+"""What can be evaluated on, by name: drawn images, painted photographs, real solar cells, and data sets on disk.
+
+Nothing of it is trained on: of the drawn images the held-out half of the categories, and seeds far from the training's.
+Solar cells are ELPV's test split (CC BY-NC-SA 4.0: never train on it what is shipped).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipsam.data.folders import load_folder
+from clipsam.data.photographs import Painted
+from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
+from clipsam.data.sample import GOOD, AnomalyData, Entry, Sample
+from frugal_shared.errors import UsageError
+
+if TYPE_CHECKING:
+    from frugal_shared.datasets import CellType, SolarCells
+
+PROCEDURAL, PHOTOGRAPHS, CELLS = "procedural", "photographs", "cells"
+ELPV: dict[str, "CellType"] = {"elpv-mono": "mono", "elpv-poly": "poly"}
+NAMES = (PROCEDURAL, PHOTOGRAPHS, CELLS, *ELPV)
+
+EVAL_SEED = 10_000  # added to the seed: far from any that is trained with
+CELL, DEFECTIVE = "solar cell", "defective"
+FUNCTIONAL_SURE, DEFECTIVE_SURE = 0.0, 1.0  # the experts' probability of a defect where they did not hesitate
+BORDER = 15  # pixels around a cell that show the gap to its neighbour
+GREY = 110  # the median grey value that every cell is brought to: exposures differ a lot
+
+
+def open_data(name: str, samples: int, seed: int) -> AnomalyData:
+    """Return a data set to evaluate on.
+
+    Args:
+        name: one of :data:`NAMES`, or a data set's folder.
+        samples: how many images, of a data set that is drawn.
+        seed: of everything that is drawn.
+
+    Raises:
+        ValueError: no such name or folder, or no data set in the folder.
+        RunError: ELPV's package, of the ``[demo]`` extra, is missing.
+        ImportError: scikit-image, of the same extra, is missing.
+    """
+    seed += EVAL_SEED
+    if name == PROCEDURAL:
+        return Procedural(samples, HELD_OUT_CATEGORIES, 256, seed=seed)
+    if name == PHOTOGRAPHS:
+        return Painted(samples, seed=seed)
+    if name == CELLS:
+        return Painted(samples, {CELL: functional_cells()}, seed=seed, crop=1.0, grey_share=0, name=CELLS)
+    if name in ELPV:
+        return solar_cells(name)
+    if not Path(name).exists():
+        raise UsageError(f"data={name!r} is unknown; allowed: {', '.join(NAMES)}, or a folder")
+    return load_folder(name, "test")
+
+
+@dataclass(frozen=True, eq=False)
+class SolarCellData:
+    """Real photographs of solar cells, of which is known whether they are defective, but not where.
+
+    Args:
+        name: what results call this data set.
+        cells: the photographs.
+        rows: which of them, in this order.
+    """
+
+    name: str
+    cells: "SolarCells"
+    rows: tuple[int, ...]
+
+    categories = (CELL,)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a cell; its mask is all false, because it is not known."""
+        entry = self._entry(index)
+        [cell] = prepared(self.cells, self.rows[index : index + 1])
+        return Sample(cell, np.zeros(cell.shape[:2], bool), CELL, entry.defect, "", entry.source)
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """Kind and file of every cell."""
+        return tuple(self._entry(index) for index in range(len(self)))
+
+    def _entry(self, index: int) -> Entry:
+        row = self.rows[index]
+        good = float(self.cells.probability[row]) == FUNCTIONAL_SURE
+        return Entry(CELL, GOOD if good else DEFECTIVE, str(self.cells.paths[row]), has_mask=good)
+
+
+def solar_cells(name: str, limit: int | None = None) -> SolarCellData:
+    """Return the test cells of one type that the experts were sure of, functional ones first.
+
+    Args:
+        name: "elpv-mono" or "elpv-poly".
+        limit: at most so many of each kind; default: all.
+
+    Raises:
+        RunError: ELPV's package is missing.
+    """
+    from frugal_shared.datasets import elpv
+
+    cells = elpv("test", ELPV[name])
+    kinds = [np.flatnonzero(cells.probability == sure)[:limit] for sure in (FUNCTIONAL_SURE, DEFECTIVE_SURE)]
+    return SolarCellData(name, cells, tuple(np.concatenate(kinds).tolist()))
+
+
+def functional_cells() -> list[NDArray[np.uint8]]:
+    """Return the functional test cells of both types, as :func:`preprocess` leaves them, to paint defects onto.
+
+    Raises:
+        RunError: ELPV's package is missing.
+    """
+    from frugal_shared.datasets import elpv
+
+    cells = elpv("test")
+    return prepared(cells, np.flatnonzero(cells.probability == FUNCTIONAL_SURE).tolist())
+
+
+def prepared(cells: "SolarCells", rows: Iterable[int]) -> list[NDArray[np.uint8]]:
+    """Read some cells and :func:`preprocess` them."""
+    import torch
+
+    return [preprocess(photograph.numpy()) for photograph in cells.images(torch.tensor(list(rows)))]
+
+
+def preprocess(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a photograph of a cell ``(H, W)`` without its border and in one exposure for all, ``(h, w, 3)``."""
+    inner = photograph[BORDER:-BORDER, BORDER:-BORDER].astype(np.float32)
+    grey = np.clip(np.rint(inner * (GREY / max(float(np.median(inner)), 1.0))), 0, 255).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)

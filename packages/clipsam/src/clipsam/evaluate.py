@@ -1,0 +1,511 @@
+"""``clipsam eval``: how well each stage of the pipeline finds the anomalies of some data sets.
+
+A row is one stage on one category of one data set. The category "all" is the mean over the categories, which is what
+the literature's tables hold; the curves of the report are of all pixels together. What is not defined, such as pixel
+metrics without masks, is NaN in the table and null in the JSON.
+
+============  ==========================================================================================
+stage         pixels                                    image score
+============  ==========================================================================================
+clip          the map from texts alone                  mean of its top 1 %
+umci          the rough map                             mean of its top 1 %
+mmr           the refined map                           that of the rough map, which no mask can lift
+pixel-std     none                                      standard deviation of the grey values (ELPV only)
+============  ==========================================================================================
+"""
+
+import csv
+import io
+import math
+import shlex
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from matplotlib.figure import Figure as Plot
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clipsam.configs import STAGES, EvalConfig, Stage
+from clipsam.data.sample import UNKNOWN, AnomalyData, Entry, Sample
+from clipsam.data.sources import SolarCellData, open_data
+from clipsam.images import ImageError
+from clipsam.metrics import Curve, ImageMetrics, PixelMetrics, sorted_curve
+from clipsam.model import ClipSAM, image_score
+from clipsam.models import open_model
+from clipsam.segment import overlay, show_failures, to_device
+from frugal_shared.checkpoint import write_bytes, write_json
+from frugal_shared.errors import RunError, UsageError
+from frugal_shared.evaluation import chunks
+from frugal_shared.report import Figure, Report
+from frugal_shared.run import Run
+
+ALL = "all"
+PIXEL_STD = "pixel-std"
+PIXEL_COLUMNS = ("auroc", "f1_max", "ap", "aupro", "aupro_legacy200")
+IMAGE_COLUMNS = ("image_auroc", "image_ap", "image_f1_max")
+INTERVAL = ("image_auroc_low", "image_auroc_high")
+COLUMNS: tuple[str, ...] = ("stage", "dataset", "category", *PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL, "images")
+DIGITS = 9  # of a result: the order in which processes are merged shows in the last bits of a sum
+MISSED, FALSE_ALARM = "missed", "false alarm"
+SHOWN = 6  # worst cases of each kind
+THUMBNAIL = 160  # pixels, side of a worst case's pictures
+CURVE_POINTS = 300
+UNREPEATED = ("output_dir", "json", "resume", "debug", "tracker", "num_processes", "cpu")
+"""Options that change nothing in the figures."""
+
+Row = dict[str, Any]
+Map = NDArray[np.float32]
+
+
+def evaluate(config: EvalConfig) -> None:
+    """Evaluate every data set, then write rows, results and report.
+
+    Raises:
+        UsageError: an unknown data set, or a "zero-shot" one that the checkpoint was trained on.
+        RunError: some of the images could not be read; everything else is written.
+    """
+    model = open_model(config)
+    stages = possible_stages(model, config)
+    data_sets = open_all(config)
+    if config.zero_shot:
+        check_zero_shot(model, data_sets)
+    with Run(config, "clipsam") as run:
+        to_device(model, run.accelerator.device)
+        found = [
+            evaluate_data(
+                model,
+                data,
+                stages,
+                batch_size=config.batch_size,
+                fpr_limit=config.fpr_limit,
+                accelerator=run.accelerator,
+                progress=lambda items, name=data.name: run.progress(items, desc=name),
+            )
+            for data in data_sets
+        ]
+        rows = [row for each in found for row in each.rows]
+        failures = [reason for each in found for reason in each.failures]
+        if run.accelerator.is_main_process:
+            write_rows(run.folder, rows, config)
+            write_json(run.folder / "config.json", asdict(config) | {"provenance": model.provenance})
+            report(found, config, model).write(run.folder)
+            show(rows)
+            show_failures(failures)
+        run.finish(flat(rows))
+        if failures:
+            raise RunError(f"{len(failures)} images could not be used: {'; '.join(failures)}")
+
+
+def possible_stages(model: ClipSAM, config: EvalConfig) -> tuple[Stage, ...]:
+    """Return the wanted stages in the pipeline's order, without those that would only repeat the one before.
+
+    Raises:
+        UsageError: none is left.
+    """
+    parts: dict[Stage, object] = {"clip": model.backbone, "umci": model.umci, "mmr": model.segmenter}
+    possible: tuple[Stage, ...] = tuple(stage for stage in STAGES if parts[stage] is not None)
+    stages: tuple[Stage, ...] = tuple(stage for stage in possible if stage in config.stages)
+    if not stages:
+        allowed = ", ".join(possible)
+        raise UsageError(f"stages={config.stages!r} need heads or a SAM that this pipeline lacks; allowed: {allowed}")
+    return stages
+
+
+def open_all(config: EvalConfig) -> list[AnomalyData]:
+    """Open all data sets.
+
+    Raises:
+        ValueError: one cannot be had, or two have one name.
+        RunError: the ``[demo]`` extra is missing.
+    """
+    data_sets = [open_data(name, config.samples, config.seed) for name in config.data]
+    names = [data.name for data in data_sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"data={config.data!r} has {name!r} twice; allowed: each name once")
+    return data_sets
+
+
+def check_zero_shot(model: ClipSAM, data_sets: Sequence[AnomalyData]) -> None:
+    """Refuse to call a result zero-shot that is not.
+
+    Raises:
+        UsageError: the checkpoint was trained on one of the data sets.
+    """
+    trained = model.provenance.get("data", [])
+    for data in data_sets:
+        if data.name in trained:
+            raise UsageError(
+                f"data={data.name!r} is not zero-shot: the checkpoint was trained on {', '.join(trained)}; "
+                "allowed: other data sets, or no --zero-shot"
+            )
+
+
+# --- measuring ---
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An image that went wrong, small enough to keep."""
+
+    kind: str
+    """:data:`MISSED`, or :data:`FALSE_ALARM`."""
+    badness: float
+    """The larger, the worse: −AP of a missed defect (−score where its place is not known), score of a normal image."""
+    entry: Entry
+    picture: NDArray[np.uint8]
+    """``(160, 320, 3)``: the image; the same with its map as heat and the outline of the true mask."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was measured on one data set.
+
+    Args:
+        name: the data set's.
+        rows: see the module; of each stage the categories in the data set's order, then "all".
+        curves: stage -> curve of all pixels; only of stages with pixel metrics.
+        worst: the worst cases of the last stage, the worst of each kind first.
+        failures: one line for every image that could not be read.
+    """
+
+    name: str
+    rows: list[Row]
+    curves: dict[str, Curve]
+    worst: list[Case]
+    failures: list[str]
+
+
+def evaluate_data(
+    model: ClipSAM,
+    data: AnomalyData,
+    stages: Sequence[Stage] = STAGES,
+    *,
+    batch_size: int = 16,
+    fpr_limit: float = 0.3,
+    accelerator: Accelerator | None = None,
+    progress: Callable[[Iterable[list[int]]], Iterable[list[int]]] = iter,
+) -> Evaluation:
+    """Measure stages of the pipeline on a data set; the same on any number of processes.
+
+    Args:
+        model: the pipeline.
+        data: images, with masks or without.
+        stages: which; the worst cases are the last one's.
+        batch_size: images of one category that CLIP sees at once.
+        fpr_limit: false positive rate up to which AUPRO integrates.
+        accelerator: shares the work over its processes; unset: all is done here.
+        progress: wraps the batches.
+    """
+    rank, world = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    batches = batches_of(data, batch_size)
+    own = [batches[number] for [number] in chunks(len(batches), 1, rank, world)]
+    located = any(entry.is_anomalous and entry.has_mask for entry in data.entries)
+    tally = Tally(fpr_limit, refines=located)  # where nobody knows the place, only the image's score is judged
+    for batch in progress(own):
+        tally.take(model, data, stages, batch)
+    for other in [] if accelerator is None else others(tally, rank):
+        tally.merge(other)
+    return tally.evaluation(data)
+
+
+def batches_of(data: AnomalyData, size: int) -> list[list[int]]:
+    """Return the numbers of all samples in batches of one category each; a category's last one may be smaller."""
+    by_category: dict[str, list[int]] = {category: [] for category in data.categories}
+    for index, entry in enumerate(data.entries):
+        by_category[entry.category].append(index)
+    return [rows[start : start + size] for rows in by_category.values() for start in range(0, len(rows), size)]
+
+
+class Tally:
+    """What one process has measured on one data set: everything in it can be merged with another's."""
+
+    def __init__(self, fpr_limit: float, *, refines: bool = True) -> None:
+        self.fpr_limit, self.refines = fpr_limit, refines
+        self.pixels: dict[tuple[str, str], PixelMetrics] = {}  # by stage and category
+        self.images: dict[tuple[str, str], ImageMetrics] = {}
+        self.cases: list[Case] = []
+        self.failures: list[str] = []
+
+    def take(self, model: ClipSAM, data: AnomalyData, stages: Sequence[Stage], batch: Sequence[int]) -> None:
+        """Measure one batch of a data set; what cannot be read is left out."""
+        entries, samples = data.entries, list[tuple[Entry, Sample]]()
+        for index in batch:
+            try:
+                samples.append((entries[index], data[index]))
+            except ImageError as error:
+                self.failures.append(str(error))
+        if not samples:
+            return
+        images = [sample.image for _, sample in samples]
+        scored = run_stages(model, images, samples[0][0].category, stages, refines=self.refines)
+        for stage, results in scored.items():
+            for (entry, sample), (anomaly_map, score) in zip(samples, results):
+                self.update(stage, entry, sample, anomaly_map, score)
+        for (entry, sample), (anomaly_map, score) in zip(samples, scored[stages[-1]]):
+            self.keep_if_bad(entry, sample, anomaly_map, score)
+            if isinstance(data, SolarCellData):
+                self.update(PIXEL_STD, entry, sample, None, float(sample.image.std()))
+
+    def update(self, stage: str, entry: Entry, sample: Sample, anomaly_map: Map | None, score: float) -> None:
+        """Take in what a stage says of one sample; of a sample nobody has judged nothing can be said."""
+        key = stage, entry.category
+        if key not in self.pixels:
+            self.pixels[key], self.images[key] = PixelMetrics(fpr_limit=self.fpr_limit), ImageMetrics()
+        if entry.defect != UNKNOWN:
+            self.images[key].update(score, entry.is_anomalous)
+        if anomaly_map is not None and entry.has_mask:
+            self.pixels[key].update(anomaly_map, sample.mask)
+
+    def keep_if_bad(self, entry: Entry, sample: Sample, anomaly_map: Map, score: float) -> None:
+        """Keep a sample while it is among the worst of its kind."""
+        if entry.defect == UNKNOWN:
+            return
+        kind = MISSED if entry.is_anomalous else FALSE_ALARM
+        badness = -found_well(sample, anomaly_map, score) if entry.is_anomalous else score
+        worst = [case.badness for case in self.cases if case.kind == kind]
+        if len(worst) < SHOWN or badness >= min(worst):
+            self.cases = worst_of([*self.cases, Case(kind, badness, entry, thumbnail(sample, anomaly_map))])
+
+    def merge(self, other: "Tally") -> None:
+        """Take in everything that another process has measured."""
+        both: list[tuple[dict[Any, Any], dict[Any, Any]]] = [(self.pixels, other.pixels), (self.images, other.images)]
+        for own, theirs in both:
+            for key, metrics in theirs.items():
+                if key in own:
+                    own[key].merge(metrics)
+                else:
+                    own[key] = metrics
+        self.cases = worst_of([*self.cases, *other.cases])
+        self.failures += other.failures
+
+    def evaluation(self, data: AnomalyData) -> Evaluation:
+        """Return the rows, curves and worst cases of everything measured."""
+        rows, curves = [], {}
+        for stage in dict.fromkeys(stage for stage, _ in self.pixels):
+            keys = [(stage, category) for category in data.categories if (stage, category) in self.pixels]
+            own = [self._row(data.name, *key) for key in keys]
+            rows += [*own, mean_row(own)]
+            together = PixelMetrics(fpr_limit=self.fpr_limit)
+            for key in keys:
+                together.merge(self.pixels[key])
+            curve = together.curve()
+            if curve.anomalous and curve.normal:
+                curves[stage] = curve
+        return Evaluation(data.name, rows, curves, self.cases, sorted(self.failures))
+
+    def _row(self, name: str, stage: str, category: str) -> Row:
+        pixels, images = self.pixels[stage, category], self.images[stage, category]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # "metrics are NaN": the table shows it
+            values = pixels.compute() | images.compute() | dict(zip(INTERVAL, images.auroc_interval()))
+        if math.isnan(values["image_auroc"]):  # of one kind of images alone an AP is 1, or undefined
+            values |= dict.fromkeys(IMAGE_COLUMNS, math.nan)
+        measured = {key: round(values[key], DIGITS) for key in (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL)}
+        return {"stage": stage, "dataset": name, "category": category, **measured, "images": len(images.scores)}
+
+
+def others(tally: Tally, rank: int) -> list[Tally]:
+    """Return what all other processes have measured."""
+    return [other for number, other in enumerate(gather_object([tally])) if number != rank]
+
+
+def run_stages(
+    model: ClipSAM, images: list[NDArray[np.uint8]], category: str, stages: Sequence[Stage], *, refines: bool = True
+) -> dict[str, list[tuple[Map, float]]]:
+    """Return every stage's map and score of each image.
+
+    Args:
+        model: the pipeline.
+        images: of one category.
+        category: theirs.
+        stages: which.
+        refines: run SAM for "mmr"; else its map is the rough one, whose score it has anyway.
+    """
+    trained = {"umci", "mmr"} & set(stages)
+    if "clip" in stages and trained:
+        text, rough = model.text_and_rough(images, category)
+    else:
+        text = model.text_map(images, category) if "clip" in stages else []
+        rough = model.rough(images, category) if trained else []
+    refined = (
+        [model.refined(*pair).anomaly_map for pair in zip(images, rough)] if refines and "mmr" in stages else rough
+    )
+    found = {
+        "clip": [(values, image_score(values)) for values in text],
+        "umci": [(values, image_score(values)) for values in rough],
+        "mmr": [(values, image_score(before)) for values, before in zip(refined, rough)],
+    }
+    return {stage: found[stage] for stage in stages}
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """Return the row "all": means over the categories where a metric is defined.
+
+    The interval is that of a mean of independent values: its half width is the root of the sum of squares by their
+    number.
+    """
+    row = rows[0] | {"category": ALL, "images": sum(row["images"] for row in rows)}
+    for key in (*PIXEL_COLUMNS, *IMAGE_COLUMNS):
+        defined = [row[key] for row in rows if not math.isnan(row[key])]
+        row[key] = round(float(np.mean(defined)), DIGITS) if defined else math.nan
+    low, high = INTERVAL
+    # the wider half: the other may have been cut off at 0 or 1
+    halves = [max(r["image_auroc"] - r[low], r[high] - r["image_auroc"]) for r in rows if r["image_auroc"] >= 0]
+    half = float(np.sqrt(np.square(halves).sum())) / len(halves) if halves else math.nan
+    if len(rows) > 1:
+        row[low] = round(max(0.0, row["image_auroc"] - half), DIGITS) if half == half else math.nan
+        row[high] = round(min(1.0, row["image_auroc"] + half), DIGITS) if half == half else math.nan
+    return row
+
+
+def found_well(sample: Sample, anomaly_map: Map, score: float) -> float:
+    """Return the AP of one image's pixels; its score if nobody knows where the defect is."""
+    if not sample.mask.any():
+        return score
+    mask = sample.mask.ravel()
+    return sorted_curve(anomaly_map.ravel(), mask, np.zeros(mask.size), 0).average_precision()
+
+
+def worst_of(cases: Iterable[Case]) -> list[Case]:
+    """Return the worst few of each kind, whatever the order in which they come."""
+    ranked = sorted(cases, key=lambda case: (-case.badness, case.entry.source))
+    return [case for kind in (MISSED, FALSE_ALARM) for case in [c for c in ranked if c.kind == kind][:SHOWN]]
+
+
+def thumbnail(sample: Sample, anomaly_map: Map) -> NDArray[np.uint8]:
+    """Return an image beside itself with heat and the outline of the true mask, ``(160, 320, 3)``."""
+    pictures = Image.fromarray(sample.image), overlay(sample.image, anomaly_map, sample.mask)
+    return np.hstack([np.asarray(picture.resize((THUMBNAIL, THUMBNAIL))) for picture in pictures])
+
+
+# --- telling ---
+
+
+def write_rows(folder: Path, rows: list[Row], config: EvalConfig) -> None:
+    """Write the rows as JSON, also to where the user wants them, and as CSV."""
+    plain = [{key: defined(value) for key, value in row.items()} for row in rows]
+    for path in (folder / "rows.json", config.json):
+        if path is not None:
+            write_json(path, plain)
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, COLUMNS)
+    table.writeheader()
+    table.writerows(plain)
+    write_bytes(folder / "rows.csv", text.getvalue().encode())
+
+
+def flat(rows: list[Row]) -> dict[str, float | None]:
+    """Return the figures of the rows "all" as ``<dataset>_<stage>_<metric>``."""
+    keys = (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL)
+    overall = [row for row in rows if row["category"] == ALL]
+    return {f"{row['dataset']}_{row['stage']}_{key}": defined(row[key]) for row in overall for key in keys}
+
+
+def defined(value: Any) -> Any:
+    """Return a value as JSON knows it: NaN is null."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def show(rows: list[Row]) -> None:
+    """Print the rows "all" as a table; I- stands for image."""
+    table = Table(title="means over the categories")
+    titles = {"dataset": "data set", "stage": "stage", "auroc": "AUROC", "f1_max": "F1", "ap": "AP", "aupro": "AUPRO"}
+    titles |= {"image_auroc": "I-AUROC", "image_ap": "I-AP", "image_f1_max": "I-F1"}
+    for key, title in titles.items():
+        table.add_column(title, justify="left" if key in ("dataset", "stage") else "right")
+    for row in rows:
+        if row["category"] == ALL:
+            table.add_row(*(shown(row[key]) for key in titles))
+    Console().print(table)
+
+
+def shown(value: float | str) -> str:
+    """Return a value as the printed table has it."""
+    if isinstance(value, str):
+        return escape(value)
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def report(found: Sequence[Evaluation], config: EvalConfig, model: ClipSAM) -> Report:
+    """Return the report: curves, the table, every category, the worst cases, and what was trained on what."""
+    rows = [row for each in found for row in each.rows]
+    page = Report("How well the anomalies are found", ", ".join(each.name for each in found))
+    page.figures(curve_figures(found))
+    page.table([row for row in rows if row["category"] == ALL], "Means over the categories of each data set.")
+    page.command(command(config))
+    page.note(provenance_note(config, model))
+    page.section("Every category")
+    page.table([row for row in rows if row["category"] != ALL], "One row for each stage and category.")
+    for each in found:
+        page.section(f"Worst cases of {each.name}")
+        page.figures(case_figures(each))
+    return page
+
+
+def provenance_note(config: EvalConfig, model: ClipSAM) -> str:
+    """Return what the heads were trained on, and how to read the figures."""
+    texts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in model.provenance.items()}
+    trained = "; ".join(f"{key} {text}" for key, text in texts.items()) or "none, or of unknown origin"
+    return (
+        f"UMCI heads: {trained}. {'Zero-shot: none of it is evaluated here. ' if config.zero_shot else ''}"
+        f"AUPRO up to a false positive rate of {config.fpr_limit:g}; aupro_legacy200 is the variant with 200 "
+        "thresholds of much published code, only to compare with its tables. image_auroc_low and _high are a 95 % "
+        "interval (DeLong). The curves are of all pixels together, the tables' means of categories."
+    )
+
+
+def command(config: EvalConfig) -> str:
+    """Return the command line that makes the report again: every option that is not the default."""
+    words = ["clipsam", "eval"]
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if option.name not in UNREPEATED and value != option.default:
+            words.append(f"--{option.name.replace('_', '-')}")
+            words += map(str, value) if isinstance(value, tuple) else [] if value is True else [str(value)]
+    return shlex.join(words)
+
+
+def case_figures(found: Evaluation) -> list[Figure]:
+    """Return the worst cases as figures."""
+    return [Figure(Image.fromarray(case.picture), case_caption(case)) for case in found.worst]
+
+
+def case_caption(case: Case) -> str:
+    """Return what went wrong with an image."""
+    what = f"{case.entry.category}, {case.entry.defect}, {Path(case.entry.source).name}"
+    if case.kind == FALSE_ALARM:
+        return f"False alarm, score {case.badness:.2f}: {what}."
+    return f"Missed, {'AP' if case.entry.has_mask else 'score'} {-case.badness:.2f}: {what}."
+
+
+def curve_figures(found: Iterable[Evaluation]) -> list[Figure]:
+    """Return the curves of every data set with masks."""
+    return [Figure(curve_plot(each), f"Pixels of {each.name}, all stages.") for each in found if each.curves]
+
+
+def curve_plot(found: Evaluation) -> Plot:
+    """Draw precision against recall, and region overlap against the false positive rate."""
+    figure = Plot(figsize=(8, 3.2), layout="constrained")
+    precision, overlap = figure.subplots(1, 2)
+    for stage, curve in found.curves.items():
+        recall = curve.true_positives / curve.anomalous
+        shown = np.unique(np.searchsorted(recall, np.linspace(0, 1, CURVE_POINTS)).clip(max=len(recall) - 1))
+        precision.plot(
+            recall[shown], (curve.true_positives / (curve.true_positives + curve.false_positives))[shown], label=stage
+        )
+        rate = np.linspace(0, 1, CURVE_POINTS) ** 2  # densest where defects are told from the rest
+        overlap.plot(rate, np.interp(rate, curve.fpr, np.append(0.0, curve.overlap / curve.regions)), label=stage)
+    precision.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
+    overlap.set(xlabel="false positive rate", ylabel="region overlap", xlim=(0, 1), ylim=(0, 1))
+    overlap.legend()
+    return figure

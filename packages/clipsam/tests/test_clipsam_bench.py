@@ -1,0 +1,86 @@
+"""The bench, on tiny models and small numbers: what it reports and how its ratios come about, not how fast it is."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from clipsam import bench
+from clipsam.configs import BenchConfig
+from clipsam.model import ClipSAM
+from clipsam.segmenter import SamSegmenter
+from clipsam.umci import UMCIHead
+from frugal_shared.errors import RunError
+
+KEYS = {"part", "model", "seconds_p50", "seconds_p95"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return BenchConfig(
+        prompts=3, pixels=2, repeats=2, output_dir=tmp_path / "run", json=tmp_path / "own.json", cpu=True
+    )
+
+
+@pytest.fixture
+def small(monkeypatch, backbones, sam):
+    """The bench of tiny models on small images and maps."""
+    backbone = backbones["own"]
+
+    def tiny():
+        return ClipSAM(backbone, UMCIHead(2, backbone.width, backbone.text_dim, hidden=16), segmenter=SamSegmenter(sam))
+
+    def missing():
+        raise RunError("an extra is missing")
+
+    monkeypatch.setattr(bench, "SIDE", 64)
+    monkeypatch.setattr(bench, "MAP_SIDE", 100)
+    monkeypatch.setattr(bench, "MODELS", {"tiny": tiny, "missing": missing})
+    monkeypatch.setitem(bench.sam_model_registry, "vit_b", lambda: copy.deepcopy(sam))
+
+
+def test_the_bench_writes_a_row_for_every_part(config, small, capsys):
+    bench.bench(config)
+    rows = json.loads((config.output_dir / "rows.json").read_text())
+    assert rows == json.loads(config.json.read_text())
+    assert [row["part"] for row in rows] == ["decode", "decode_fused", "aupro", *bench.STAGES, "pipeline"]
+    *timed, missing = rows
+    for row in timed:
+        assert row.keys() >= KEYS and 0 < row["seconds_p50"] <= row["seconds_p95"]
+    assert missing == {"part": "pipeline", "model": "missing", "why": "an extra is missing"}
+    decode, fused, aupro = rows[:3]
+    assert decode["same_masks"] > 0.999 and decode["prompts"] == fused["prompts"] == 3
+    assert aupro["difference"] < 1e-4 and aupro["state_bytes"] < 50e6
+    assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in rows[:3])
+    assert (config.output_dir / "report.html").exists() and "decode_fused" in capsys.readouterr().out
+    results = json.loads((config.output_dir / "results.json").read_text())
+    assert results["decode_SAM vit_b_ratio"] == decode["ratio"]
+
+
+def test_ratios_come_from_pairs(monkeypatch):
+    """Of calls that take as long as a clock that they turn themselves says, whatever the machine does."""
+    now = [0.0]
+    usual, ours = iter([9.0, 2, 6, 12]), iter([9.0, 1, 2, 3])  # the first is the warm-up
+
+    def turn(times):
+        now[0] += next(times)
+
+    for module in ("clipsam.bench", "frugal_shared.timing"):
+        monkeypatch.setattr(f"{module}.perf_counter", lambda: now[0])
+    row = bench.against("part", "model", lambda: turn(usual), lambda: turn(ours), 3)
+    assert row["ratio"] == 3 and row["seconds_p50"] == 2 and row["usual_p50"] == 6
+    assert row["seconds_p95"] == pytest.approx(np.quantile([1, 2, 3], 0.95))
+
+
+def test_fused_masks_are_the_sum_of_all(sam):
+    segmenter = SamSegmenter(sam)
+    embedding = bench.random_embedding(sam)
+    boxes = bench.random_boxes(3, 96)
+    fused = bench.fused_masks(segmenter, embedding, boxes)
+    logits, scores = segmenter.decode(embedding, bench.Prompts(boxes))
+    one_by_one = sum(
+        segmenter.to_image(mask.sigmoid(), embedding) * score
+        for mask, score in zip(logits.flatten(0, 1), scores.flatten())
+    )
+    np.testing.assert_allclose(fused, one_by_one, atol=1e-5)

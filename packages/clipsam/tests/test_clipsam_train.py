@@ -1,0 +1,84 @@
+import json
+
+import pytest
+import torch
+
+from clipsam import train as recipe
+from clipsam.configs import TrainConfig
+from clipsam.model import ClipSAM
+from frugal_shared.errors import UsageError
+
+
+@pytest.fixture
+def config(tmp_path, backbones, monkeypatch):
+    """Options of a training that ends in a second, on a tiny CLIP."""
+    monkeypatch.setattr(recipe, "backbone_of", lambda *_, **__: backbones["timm"])
+
+    def options(name="run", **changed):
+        given = {"steps": 6, "save_every": 2, "images": 24, "val_images": 16, "batch_size": 4, "hidden": 8}
+        given |= {"stages": (1, 3), "clip": "ViT-B-16", "cpu": True, "features": tmp_path / "features"}
+        return TrainConfig(output_dir=tmp_path / name, **(given | changed))
+
+    return options
+
+
+def weights(config, backbones):
+    umci = ClipSAM.from_pretrained(config.output_dir / "best", backbone=backbones["timm"]).umci
+    return torch.cat([value.flatten() for value in umci.state_dict().values()])
+
+
+def test_the_best_checkpoint_loads_and_says_what_it_was_trained_on(config, backbones):
+    recipe.train(config())
+    model = ClipSAM.from_pretrained(config().output_dir / "best", backbone=backbones["timm"])
+    assert model.provenance["data"] == ["photographs", "procedural/train-categories"]
+    results = json.loads((config().output_dir / "results.json").read_text())
+    lines = [json.loads(line) for line in (config().output_dir / "metrics.jsonl").read_text().splitlines()]
+    validated = [line["ap"] for line in lines if "ap" in line]
+    assert len(validated) == 3
+    assert results["ap"] == max(validated)
+
+
+def test_a_resumed_training_ends_as_one_that_was_not_interrupted(config, backbones, monkeypatch):
+    recipe.train(config("whole"))
+    update = recipe.Best.update
+
+    def dies(self, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return update(self, step)
+
+    monkeypatch.setattr(recipe.Best, "update", dies)
+    with pytest.raises(KeyboardInterrupt):
+        recipe.train(config("torn"))
+    monkeypatch.setattr(recipe.Best, "update", update)
+    recipe.train(config("torn", resume=True))
+    torch.testing.assert_close(weights(config("torn"), backbones), weights(config("whole"), backbones), rtol=0, atol=0)
+
+
+def test_the_seed_decides(config, backbones):
+    recipe.train(config("a"))
+    recipe.train(config("b", features=None))
+    recipe.train(config("c", features=None, seed=1))
+    a, b, c = (weights(config(name), backbones) for name in "abc")
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert not torch.equal(a, c)
+
+
+def test_what_the_embedded_clip_cannot_give_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"stages=\(5, 11\) of the embedded CLIP"):
+        recipe.train(TrainConfig(output_dir=tmp_path / "run", stages=(5, 11)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
+    from types import SimpleNamespace
+
+    import numpy as np
+
+    from clipsam.fitting import share
+
+    rows = np.arange(6)
+    two = [SimpleNamespace(num_processes=2, process_index=index) for index in range(2)]
+    assert sorted(np.concatenate([share(each, rows) for each in two])) == list(rows)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="batch_size=6 does not divide among 4"):
+        share(SimpleNamespace(num_processes=4, process_index=0), rows)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,256 @@
+"""The commands ``segment`` and ``refine``: what they write, what they survive, and that nothing is done twice."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipsam import refine_maps
+from clipsam import segment as segmenting
+from clipsam.configs import RefineConfig, SegmentConfig
+from clipsam.images import read_image
+from clipsam.mmr import MMRConfig
+from clipsam.mmr import refine as refined_by_mmr
+from clipsam.model import ClipSAM
+from clipsam.refine_maps import refine
+from clipsam.segment import OUTPUTS, overlay, segment, segment_images, unique_names
+from clipsam.segmenter import SamSegmenter
+from clipsam.umci import UMCIHead
+from frugal_shared.errors import RunError, UsageError
+
+RANDOM = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def model(backbones, sam):
+    torch.manual_seed(5)
+    umci = UMCIHead(2, 24, 24, hidden=8)
+    with torch.no_grad():  # so that the map varies and something exceeds the threshold
+        for parameter in umci.parameters():
+            parameter.mul_(3)
+    clipsam = ClipSAM(backbones["timm"], umci, segmenter=SamSegmenter(sam))
+    pictures = [RANDOM.integers(0, 256, (48, 48, 3), dtype=np.uint8) for _ in range(2)]
+    level = float(np.quantile(clipsam.rough(pictures, "object"), 0.8))
+    clipsam.mmr = MMRConfig(threshold=min(max(level, 0.01), 0.99))
+    return clipsam
+
+
+@pytest.fixture(autouse=True)
+def opened(model, sam, monkeypatch):
+    monkeypatch.setattr(segmenting, "open_model", lambda config: model)
+    monkeypatch.setattr(refine_maps, "segmenter_of", lambda config: SamSegmenter(sam))
+
+
+def picture(path, height=40, width=52, channels=3):
+    shape = (height, width, channels)[: 3 if channels > 1 else 2]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RANDOM.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Images of every kind, all of which can be read."""
+    folder = tmp_path / "in"
+    paths = [picture(folder / "a.png"), picture(folder / "b" / "a.png", 24, 70), picture(folder / "A.jpg")]
+    paths += [picture(folder / "one.png", 1, 1), picture(folder / "alpha.png", 30, 30, 4)]
+    deep = folder / "deep.png"
+    Image.fromarray(RANDOM.integers(0, 65536, (33, 21), dtype=np.uint16)).save(deep)
+    return (*paths, deep, picture(folder / "grey.png", 20, 20, 1))
+
+
+def listed(folder):
+    return json.loads((folder / "segmentations.json").read_text())
+
+
+def contents(folder):
+    """The outputs' bytes."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name.endswith(OUTPUTS)}
+
+
+def test_every_image_gets_its_outputs(tmp_path, odd, model):
+    config = SegmentConfig(images=odd, category="metal nut", output_dir=tmp_path / "out", batch_size=3)
+    segment(config)
+    records = listed(config.output_dir)
+    assert [record["image"] for record in records] == [str(path) for path in odd]
+    for path, record in zip(odd, records):
+        size = read_image(path).shape[:2]
+        levels = np.asarray(Image.open(config.output_dir / record["map"]))
+        mask = np.asarray(Image.open(config.output_dir / record["mask"]))
+        assert levels.dtype == np.uint16 and levels.shape == mask.shape == size
+        assert np.asarray(Image.open(config.output_dir / record["overlay"])).shape == (*size, 3)
+        assert set(np.unique(mask)) <= {0, 255} and record["threshold"] == model.mmr.threshold
+        sure = np.abs(levels / 65535 - record["threshold"]) > 1e-4  # not lost in the rounding
+        assert np.array_equal((mask > 0)[sure], (levels / 65535 > record["threshold"])[sure])
+        assert record["category"] == "metal nut" and 0 <= record["score"] <= 1
+        assert len(record["boxes"]) == len(record["mask_scores"])
+    assert any(record["boxes"] for record in records)
+    results = json.loads((config.output_dir / "results.json").read_text())
+    assert results == {"images": len(odd), "failures": 0}
+
+
+def test_the_map_is_that_of_the_pipeline(tmp_path, odd, model):
+    config = SegmentConfig(images=odd[:1], output_dir=tmp_path / "out")
+    segment(config)
+    [found] = model.segment([read_image(odd[0])], "object")
+    levels = np.asarray(Image.open(tmp_path / "out" / "a_map.png"))
+    np.testing.assert_allclose(levels / 65535, found.anomaly_map, atol=1e-5)
+    [record] = listed(config.output_dir)
+    assert record["score"] == pytest.approx(found.score) and record["boxes"] == found.boxes.tolist()
+
+
+def test_what_cannot_be_read_stops_nothing_and_is_named(tmp_path, capsys):
+    good = [picture(tmp_path / f"{number}.png") for number in range(3)]
+    empty, text = tmp_path / "empty.png", tmp_path / "text.png"
+    empty.touch()
+    text.write_text("no image")
+    images = (good[0], empty, good[1], text, tmp_path / "missing.png", good[2])
+    config = SegmentConfig(images=images, output_dir=tmp_path / "out", batch_size=2)
+    with pytest.raises(RunError, match=r"^3 of 6 .*empty\.png, .*text\.png, .*missing\.png$"):
+        segment(config)
+    records = listed(config.output_dir)
+    assert [record["image"] for record in records] == [str(path) for path in images]
+    assert ["error" in record for record in records] == [False, True, False, True, True, False]
+    assert all((config.output_dir / f"{number}_map.png").exists() for number in range(3))
+    assert json.loads((config.output_dir / "results.json").read_text())["failures"] == 3
+    assert capsys.readouterr().out.count("failed") == 3
+
+
+def test_what_sam_refuses_stops_nothing_and_is_named(tmp_path, model, monkeypatch):
+    line, square = picture(tmp_path / "line.png", 1, 30), picture(tmp_path / "square.png")
+    real = SamSegmenter.embed
+
+    def embed(self, image):
+        if image.shape[0] == 1:
+            raise ValueError("height and width must be > 0")
+        return real(self, image)
+
+    monkeypatch.setattr(SamSegmenter, "embed", embed)
+    monkeypatch.setattr(model, "mmr", MMRConfig(threshold=1e-6, max_area=1))  # everything is asked for
+    maps = {"maps": (map_of(line), map_of(square))}
+    for name, run, kind, maps in (("segment", segment, SegmentConfig, {}), ("refine", refine, RefineConfig, maps)):
+        config = kind(images=(line, square), output_dir=tmp_path / name, **maps)
+        with pytest.raises(RunError, match=r"1 of 2 .*line\.png$"):
+            run(config)
+        failed, done = listed(config.output_dir)
+        assert failed["error"] == f"{line}: height and width must be > 0" and done["map"] == "square_map.png"
+
+
+def map_of(path):
+    """A map for an image, with one region."""
+    values = np.zeros(read_image(path).shape[:2], np.float32)
+    values[:, : values.shape[1] // 3] = 0.9
+    np.save(path.with_suffix(".npy"), values)
+    return path.with_suffix(".npy")
+
+
+def test_a_batch_of_which_nothing_can_be_read(tmp_path):
+    config = SegmentConfig(images=(tmp_path / "none.png",), output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match="1 of 1"):
+        segment(config)
+    assert "no such file" in listed(config.output_dir)[0]["error"]
+
+
+def test_a_resumed_run_does_what_is_missing_and_nothing_else(tmp_path, odd, model, monkeypatch):
+    options = {"images": odd, "output_dir": tmp_path / "out", "batch_size": 3}
+    segment(SegmentConfig(**options))
+    before, [whole] = contents(tmp_path / "out"), [listed(tmp_path / "out")]
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_map.png")}
+    (tmp_path / "out" / "one_overlay.png").unlink()
+    (tmp_path / "out" / "segmentations.json").unlink()
+    calls, real = [], model.refined
+    monkeypatch.setattr(model, "refined", lambda *given: calls.append(1) or real(*given))
+    segment(SegmentConfig(**options, resume=True))
+    assert len(calls) == 1 and contents(tmp_path / "out") == before and listed(tmp_path / "out") == whole
+    redone = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]
+    assert redone == ["one_map.png"]
+
+
+def test_two_processes_write_the_bytes_of_one(tmp_path, odd, model):
+    for world in (1, 2):
+        config = SegmentConfig(images=odd, output_dir=tmp_path / str(world), batch_size=2)
+        for rank in range(world):
+            shares = segmenting.chunks(len(odd), config.batch_size, rank, world)
+            assert segment_images(model, config, shares) == {}
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") and len(contents(tmp_path / "1")) == 4 * len(odd)
+
+
+def test_names_are_unique_whatever_their_case(tmp_path):
+    paths = [tmp_path / name for name in ("x.png", "y/x.jpg", "x-2.png", "X.png", "z.png")]
+    names = unique_names(paths)
+    assert names[0] == "x" and names[-1] == "z" and len({name.lower() for name in names}) == 5
+
+
+def test_the_overlay_shows_heat_outline_and_boxes():
+    anomaly_map, mask = np.zeros((50, 60), np.float32), np.zeros((50, 60), bool)
+    mask[10:30, 20:40] = True
+    anomaly_map[mask] = 1
+    shown = np.asarray(overlay(np.full((50, 60, 3), 90, np.uint8), anomaly_map, mask, np.array([[5.0, 5, 45, 35]])))
+    assert (shown[0, 0] == 90).all() and (shown[45, 55] == 90).all()  # nothing found, nothing changed
+    assert (shown[10, 25] == (0, 255, 255)).all() and (shown[5, 20] == 255).all()
+    assert (shown[20, 30] != 90).any()
+
+
+# --- refine ---
+
+
+def pairs(tmp_path):
+    image = picture(tmp_path / "scratch.png", 40, 52)
+    rough = np.zeros((40, 52), np.float32)
+    rough[10:20, 10:30] = 0.9
+    np.save(tmp_path / "rough.npy", rough)
+    return image, tmp_path / "rough.npy", rough
+
+
+def test_refine_writes_what_mmr_finds(tmp_path, sam):
+    image, path, rough = pairs(tmp_path)
+    deep, shallow = tmp_path / "deep.png", tmp_path / "shallow.png"
+    Image.fromarray(np.rint(rough * 65535).astype(np.uint16)).save(deep)
+    Image.fromarray(np.rint(rough * 255).astype(np.uint8)).save(shallow)
+    config = RefineConfig(images=(image,) * 3, maps=(path, deep, shallow), output_dir=tmp_path / "out", threshold=0.4)
+    refine(config)
+    found = refined_by_mmr(read_image(image), rough, SamSegmenter(sam), MMRConfig(threshold=0.4))
+    first, second, third = listed(config.output_dir)
+    assert first["map"] == "scratch_map.png" and second["map"] == "scratch-2_map.png"
+    for record in (first, second, third):
+        levels = np.asarray(Image.open(config.output_dir / record["map"])) / 65535
+        np.testing.assert_allclose(levels, found.anomaly_map, atol=3e-3)
+        assert record["boxes"] == found.boxes.tolist() == [[10, 10, 30, 20]] and record["threshold"] == 0.4
+        assert record["score"] == pytest.approx(0.9, abs=3e-3)
+
+
+def spoil(rough, how):
+    if how == "nan":
+        rough[3, 3] = np.nan
+    if how == "range":
+        rough *= 3
+    return rough[:-1] if how == "shape" else rough
+
+
+@pytest.mark.parametrize("how", ["nan", "range", "shape", "pickle", "bytes", "colour", "missing"])
+def test_a_map_that_cannot_be_used_is_named_and_stops_nothing(tmp_path, how):
+    image, good, rough = pairs(tmp_path)
+    bad = tmp_path / ("bad.png" if how == "colour" else "bad.npy")
+    if how == "colour":
+        picture(bad, 40, 52)
+    elif how == "bytes":
+        bad.write_bytes(b"not numpy")
+    elif how == "pickle":
+        np.save(bad, np.array([{"a": 1}], object), allow_pickle=True)
+    elif how != "missing":
+        np.save(bad, spoil(rough, how))
+    config = RefineConfig(images=(image, image), maps=(bad, good), output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match="1 of 2"):
+        refine(config)
+    failed, done = listed(config.output_dir)
+    assert str(bad) in failed["error"] and "\n" not in failed["error"] and done["map"] == "scratch-2_map.png"
+
+
+def test_refine_needs_a_map_for_each_image_and_a_sam(tmp_path):
+    image, path, _ = pairs(tmp_path)
+    with pytest.raises(UsageError, match="1 maps for 2 images"):
+        RefineConfig(images=(image, image), maps=(path,))
+    with pytest.raises(UsageError, match="sam='none'"):
+        RefineConfig(images=(image,), maps=(path,), sam="none")

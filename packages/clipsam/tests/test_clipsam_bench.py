@@ -53,7 +53,7 @@ def test_the_bench_writes_a_row_for_every_part(config, small, capsys):
     assert decode["same_masks"] > 0.999 and decode["prompts"] == fused["prompts"] == 3
     assert aupro["difference"] < 1e-4 and aupro["state_bytes"] < 50e6
     assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in rows[:3])
-    assert (config.output_dir / "report.html").exists() and "decode_fused" in capsys.readouterr().out
+    assert (config.output_dir / "report.html").exists() and "SAM vit_b" in capsys.readouterr().out
     results = json.loads((config.output_dir / "results.json").read_text())
     assert results["decode_SAM vit_b_ratio"] == decode["ratio"]
 

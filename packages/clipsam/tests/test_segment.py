@@ -129,9 +129,12 @@ def test_what_sam_refuses_stops_nothing_and_is_named(tmp_path, model, monkeypatc
 
     monkeypatch.setattr(SamSegmenter, "embed", embed)
     monkeypatch.setattr(model, "mmr", MMRConfig(threshold=1e-6, max_area=1))  # everything is asked for
-    maps = {"maps": (map_of(line), map_of(square))}
-    for name, run, kind, maps in (("segment", segment, SegmentConfig, {}), ("refine", refine, RefineConfig, maps)):
-        config = kind(images=(line, square), output_dir=tmp_path / name, **maps)
+    options = {"images": (line, square)}
+    maps = (map_of(line), map_of(square))
+    for run, config in (
+        (segment, SegmentConfig(output_dir=tmp_path / "segment", **options)),
+        (refine, RefineConfig(output_dir=tmp_path / "refine", maps=maps, **options)),
+    ):
         with pytest.raises(RunError, match=r"1 of 2 .*line\.png$"):
             run(config)
         failed, done = listed(config.output_dir)

@@ -117,8 +117,7 @@ def decode_rows(sam: Sam, model: str, config: BenchConfig) -> list[Row]:
 
 def random_embedding(sam: Sam) -> Embedding:
     """Return an embedding of an image that fills the segmenter's input."""
-    size = (sam.image_encoder.img_size,) * 2
-    encoder = sam.prompt_encoder
+    size, encoder = (sam.image_encoder.img_size, sam.image_encoder.img_size), sam.prompt_encoder
     return Embedding(torch.randn(1, encoder.embed_dim, *encoder.image_embedding_size), size, size)
 
 
@@ -167,7 +166,7 @@ def random_maps(count: int, seed: int) -> list[tuple[NDArray[np.float32], NDArra
     found = []
     for _ in range(count):
         truth = ndimage.zoom(random.random((20, 20)), MAP_SIDE / 20, order=1)
-        scores = 0.5 * truth + 0.5 * random.random(truth.shape)
+        scores = 0.5 * truth + 0.5 * random.random((MAP_SIDE, MAP_SIDE))
         found.append((scores.astype(np.float32), truth > 0.9))
     return found
 

@@ -507,5 +507,5 @@ def curve_plot(found: Evaluation) -> Plot:
         overlap.plot(rate, np.interp(rate, curve.fpr, np.append(0.0, curve.overlap / curve.regions)), label=stage)
     precision.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
     overlap.set(xlabel="false positive rate", ylabel="region overlap", xlim=(0, 1), ylim=(0, 1))
-    overlap.legend()
+    overlap.legend(loc="lower right")
     return figure

@@ -97,14 +97,14 @@ class SamSegmenter:
 
     Args:
         sam: a model built of segment_anything's classes.
-        chunk: prompts per call of the decoder, about 25 MB each at SAM's size; 2 suits the caches of a CPU, 64 a GPU.
+        chunk: prompts per call of the decoder, about 25 MB each at SAM's size; 1 suits the caches of a CPU, 64 a GPU.
         remember: how many embeddings of the last images are kept.
 
     Raises:
         ValueError: a number below 1.
     """
 
-    def __init__(self, sam: Sam, *, chunk: int = 2, remember: int = 4) -> None:
+    def __init__(self, sam: Sam, *, chunk: int = 1, remember: int = 4) -> None:
         if chunk < 1 or remember < 1:
             raise ValueError(f"chunk={chunk!r}, remember={remember!r}; allowed: 1 or more")
         self.sam, self.chunk, self.remember = sam.eval().requires_grad_(False), chunk, remember

@@ -29,8 +29,12 @@ FOLDERS = {
     "frugal-shared": "shared",
 }
 COMMANDS = [name for name in FOLDERS if name != "frugal-shared"]
-EXTRAS = {name: ["run"] for name in COMMANDS} | {"delta-dit": ["run", "bench", "scores"], "frugal-shared": ["demo"]}
-DEMOS = ["delta-dit"]  # the packages whose `demo` command has landed
+EXTRAS = {name: ["run"] for name in COMMANDS} | {
+    "delta-dit": ["run", "bench", "scores"],
+    "clipsam": ["run", "demo"],
+    "frugal-shared": ["demo"],
+}
+DEMOS = ["delta-dit", "clipsam"]  # the packages whose `demo` command has landed
 EVERYTHING = ["--all-packages", "--extra", "run", "--extra", "demo", "--group", "test"]
 
 each_package = nox.parametrize("package", [nox.param(name, id=name) for name in FOLDERS])
@@ -113,7 +117,8 @@ def minimums(session: nox.Session, package: str) -> None:
     session.run_install(UV, "venv", "--quiet", "--clear", "--python", "3.11", environment)
     # not `uv sync`: the root's constraint-dependencies pin the versions that were tested, which --no-config passes over
     install = [UV, "pip", "install", "--quiet", "--no-config", "--python", environment]
-    paths = ["./shared[demo]"] if package == "frugal-shared" else ["./shared", f"./{FOLDERS[package]}[run]"]
+    extras = ",".join(EXTRAS[package])
+    paths = ["./shared[demo]"] if package == "frugal-shared" else ["./shared", f"./{FOLDERS[package]}[{extras}]"]
     # editable, because uv keeps the wheel of a folder until its pyproject.toml changes
     members = [f"--editable={path}" for path in paths]
     session.run_install(*install, "--resolution", "lowest-direct", *members, "pytest>=8", "packaging>=24")

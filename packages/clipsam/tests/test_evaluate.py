@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsam import evaluate as evaluating
+from clipsam import measure as measuring
 from clipsam.configs import EvalConfig
 from clipsam.data.sample import GOOD, Entry, Sample
 from clipsam.data.sources import solar_cells
-from clipsam.evaluate import (
+from clipsam.eval_report import command
+from clipsam.evaluate import evaluate
+from clipsam.images import ImageError
+from clipsam.measure import (
     ALL,
     COLUMNS,
     FALSE_ALARM,
@@ -25,12 +28,9 @@ from clipsam.evaluate import (
     PIXEL_STD,
     Tally,
     batches_of,
-    command,
-    evaluate,
     evaluate_data,
     mean_row,
 )
-from clipsam.images import ImageError
 from clipsam.metrics import ImageMetrics, PixelMetrics
 from clipsam.mmr import MMRConfig
 from clipsam.model import ClipSAM, image_score
@@ -89,7 +89,7 @@ def model(backbones, sam):
 
 @pytest.fixture(autouse=True)
 def opened(model, monkeypatch):
-    monkeypatch.setattr(evaluating, "open_model", lambda config: model)
+    monkeypatch.setattr("clipsam.evaluate.open_model", lambda config: model)
 
 
 def row_of(rows, stage, category=ALL):
@@ -186,7 +186,7 @@ def test_the_worst_come_first(model):
     found = evaluate_data(model, Made(kinds=Made.kinds * 2), ("umci",))
     for kind in (MISSED, FALSE_ALARM):
         badness = [case.badness for case in found.worst if case.kind == kind]
-        assert badness == sorted(badness, reverse=True) and len(badness) == evaluating.SHOWN
+        assert badness == sorted(badness, reverse=True) and len(badness) == measuring.SHOWN
     assert all(case.picture.shape == (160, 320, 3) for case in found.worst)
     assert all(case.entry.is_anomalous == (case.kind == MISSED) for case in found.worst)
 
@@ -257,7 +257,7 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path, capsys):
 
 def test_nothing_readable_is_told_too(tmp_path, monkeypatch):
     data = Made(kinds=(("bolt", DAMAGED),))
-    monkeypatch.setattr(evaluating, "open_data", lambda *given: data)
+    monkeypatch.setattr("clipsam.evaluate.open_data", lambda *given: data)
     config = EvalConfig(data=("made",), output_dir=tmp_path / "out")
     with pytest.raises(RunError, match="1 images"):
         evaluate(config)
@@ -287,7 +287,7 @@ def test_a_data_set_twice_is_refused(tmp_path):
 
 
 def test_stages_that_the_pipeline_lacks_are_left_out(tmp_path, model, backbones, monkeypatch):
-    monkeypatch.setattr(evaluating, "open_model", lambda config: ClipSAM(backbones["timm"]))
+    monkeypatch.setattr("clipsam.evaluate.open_model", lambda config: ClipSAM(backbones["timm"]))
     config = EvalConfig(samples=2, output_dir=tmp_path / "out")
     evaluate(config)
     assert {row["stage"] for row in json.loads((tmp_path / "out" / "rows.json").read_text())} == {"clip"}

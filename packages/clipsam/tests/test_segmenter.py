@@ -135,3 +135,11 @@ def test_an_embedding_says_where_the_image_lies(segmenter):
     embedding = segmenter.embed(photograph(50, 80))
     assert isinstance(embedding, Embedding)
     assert embedding.image_size == (50, 80) and embedding.input_size == (60, 96)
+
+
+def test_an_image_of_one_row_is_embedded(sam):
+    segmenter = SamSegmenter(sam)
+    embedding = segmenter.embed(np.full((1, 600, 3), 90, np.uint8))
+    assert embedding.input_size == (1, sam.image_encoder.img_size)
+    logits, _ = segmenter.decode(embedding, Prompts(torch.tensor([[0.0, 0, 300, 1]])))
+    assert segmenter.to_image(logits, embedding).shape == (1, 3, 1, 600)

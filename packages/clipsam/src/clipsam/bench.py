@@ -165,7 +165,7 @@ def random_maps(count: int, seed: int) -> list[tuple[NDArray[np.float32], NDArra
     random = np.random.default_rng(seed)
     found = []
     for _ in range(count):
-        truth = ndimage.zoom(random.random((20, 20)), MAP_SIDE / 20, order=1)
+        truth = np.asarray(ndimage.zoom(random.random((20, 20)), MAP_SIDE / 20, order=1))
         scores = 0.5 * truth + 0.5 * random.random((MAP_SIDE, MAP_SIDE))
         found.append((scores.astype(np.float32), truth > 0.9))
     return found

@@ -15,7 +15,8 @@ from clipsam.data.procedural import HELD_OUT_CATEGORIES
 from clipsam.data.sample import AnomalyData
 from clipsam.data.sources import CELLS, DEFECTIVE, ELPV, PROCEDURAL, SolarCellData, open_data, solar_cells
 from clipsam.embedded import HEADS, asset, embedded_backbone, embedded_segmenter
-from clipsam.evaluate import ALL, Evaluation, case_figures, curve_figures, defined, evaluate_data, flat
+from clipsam.eval_report import case_figures, curve_figures, defined, flat
+from clipsam.measure import ALL, Evaluation, evaluate_data
 from clipsam.model import ClipSAM, Segmentation
 from clipsam.segment import overlay, to_device
 from frugal_shared.checkpoint import write_json

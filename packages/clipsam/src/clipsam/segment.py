@@ -26,6 +26,7 @@ from clipsam.configs import RefineConfig, SegmentConfig
 from clipsam.images import ImageError, read_image
 from clipsam.model import ClipSAM, Segmentation
 from clipsam.models import open_model
+from clipsam.segmenter import SamSegmenter
 from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.errors import RunError
 from frugal_shared.evaluation import chunks
@@ -56,10 +57,12 @@ def segment(config: SegmentConfig) -> None:
 
 
 def to_device(model: ClipSAM, device: Any) -> None:
-    """Move CLIP and the heads; a segmenter brings its own device."""
+    """Move CLIP, the heads and SAM."""
     model.backbone.to(device)
     if model.umci is not None:
         model.umci.to(device)
+    if isinstance(model.segmenter, SamSegmenter):
+        model.segmenter.to(device)
 
 
 def segment_images(model: ClipSAM, config: SegmentConfig, shares: Iterable[range]) -> Failures:

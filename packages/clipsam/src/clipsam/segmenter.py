@@ -92,23 +92,33 @@ class Segmenter(Protocol):
         ...
 
 
+class Resize(ResizeLongestSide):
+    """segment_anything's, but of an image of any shape something is left: 1×2000 pixels are not 0 pixels high."""
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        """Return height and width with the longer side scaled to ``long_side_length``, each at least 1."""
+        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
+        return max(1, height), max(1, width)
+
+
 class SamSegmenter:
     """Segment Anything (Kirillov et al., arXiv 2304.02643), of any size, with all prompts of an image at once.
 
     Args:
         sam: a model built of segment_anything's classes.
-        chunk: prompts per call of the decoder, about 25 MB each at SAM's size; 1 suits the caches of a CPU, 64 a GPU.
+        chunk: prompts per call of the decoder, about 25 MB each at SAM's size; 2 suits the caches of a CPU, 64 a GPU.
         remember: how many embeddings of the last images are kept.
 
     Raises:
         ValueError: a number below 1.
     """
 
-    def __init__(self, sam: Sam, *, chunk: int = 1, remember: int = 4) -> None:
+    def __init__(self, sam: Sam, *, chunk: int = 2, remember: int = 4) -> None:
         if chunk < 1 or remember < 1:
             raise ValueError(f"chunk={chunk!r}, remember={remember!r}; allowed: 1 or more")
         self.sam, self.chunk, self.remember = sam.eval().requires_grad_(False), chunk, remember
-        self._transform = ResizeLongestSide(sam.image_encoder.img_size)
+        self._transform = Resize(sam.image_encoder.img_size)
         self._embeddings: OrderedDict[bytes, Embedding] = OrderedDict()
 
     @classmethod
@@ -129,6 +139,12 @@ class SamSegmenter:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{str(path)!r} holds no {kind} weights: {why}") from error
         return cls(sam, **options)
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the networks to a device; what comes in and what goes out stays on the CPU."""
+        self.sam.to(device)
+        self._embeddings.clear()
+        return self
 
     @property
     def side(self) -> int:
@@ -167,7 +183,8 @@ class SamSegmenter:
             )
             parts.append(decoder(sparse))
         logits, scores = (torch.cat(part) for part in zip(*parts))
-        return logits, scores.clamp(0, 1)
+        # a rough map and its components are the CPU's, wherever the networks run
+        return logits.cpu(), scores.clamp(0, 1).cpu()
 
     def _to_input(self, prompts: Prompts, embedding: Embedding) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
         """Scale prompts from pixels of the image to pixels of the segmenter's input."""

@@ -143,7 +143,7 @@ class Best:
         """Return AP, AUPRO and AUROC of the rough maps on the validation images."""
         head: Any = self.model.umci
         head.eval()
-        metrics = PixelMetrics(bins=4096)
+        metrics = PixelMetrics()
         for start in range(0, len(self.data.features), VAL_BATCH):
             rows = range(start, min(start + VAL_BATCH, len(self.data.features)))
             patches, language, masks = self.data.batch(rows, [False] * len(rows))

@@ -98,7 +98,6 @@ class SegmentConfig(PipelineConfig):
         """Check the values."""
         super().__post_init__()
         check_positive(self, "batch_size")
-        _check_images(self.images)
         if not self.category.strip():
             raise UsageError(f"category={self.category!r} is empty; allowed: a word such as 'object'")
 
@@ -117,7 +116,6 @@ class RefineConfig(SamConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        _check_images(self.images)
         if len(self.maps) != len(self.images):
             raise UsageError(f"{len(self.maps)} maps for {len(self.images)} images; allowed: one map for each")
         check_choice("sam", self.sam, [sam for sam in SAMS if sam != NONE])
@@ -156,8 +154,10 @@ class TrainConfig(ClipConfig, RecipeConfig):
     """The run folder; the best checkpoint by validation AP is its subfolder "best"."""
     data: tuple[str, ...] = ("procedural", "photographs")
     """"procedural", "photographs", or folders of data sets, whose test split has the masks."""
-    steps: int = 2000
-    """Optimizer steps."""
+    steps: int = 600
+    """Optimizer steps: on drawn images more of them fit the training's categories and lose the others."""
+    save_every: int = 50
+    """Steps between checkpoints, each with a validation."""
     hidden: int = 64
     """d, width of UMCI; the paper's order of magnitude is several hundred."""
     pool_kernels: tuple[int, int] = (1, 3)
@@ -262,8 +262,3 @@ class DemoConfig(RunConfig):
         """Check the values."""
         super().__post_init__()
         check_positive(self, "samples", "cells")
-
-
-def _check_images(images: tuple[Path, ...]) -> None:
-    if not images:
-        raise UsageError("images=() is empty; allowed: one image file or more")

@@ -11,7 +11,7 @@ from clipsam.configs import RefineConfig
 from clipsam.images import ImageError, read_image
 from clipsam.model import Segmentation, image_score
 from clipsam.models import mmr_config, segmenter_of
-from clipsam.segment import conclude, is_done, unique_names, write_outputs
+from clipsam.segment import conclude, is_done, require_images, unique_names, write_outputs
 from clipsam.segmenter import Segmenter
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks
@@ -25,8 +25,10 @@ def refine(config: RefineConfig) -> None:
     """Refine the maps that are not done yet, then write the list.
 
     Raises:
+        UsageError: no images.
         RunError: some of the images or maps could not be used; all others are done.
     """
+    require_images(config.images)
     segmenter = segmenter_of(config)
     if segmenter is None:
         raise UsageError(f"sam={config.sam!r} refines nothing; allowed: embedded, vit_b, vit_l, vit_h")

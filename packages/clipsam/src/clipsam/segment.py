@@ -28,7 +28,7 @@ from clipsam.model import ClipSAM, Segmentation
 from clipsam.models import open_model
 from clipsam.segmenter import SamSegmenter
 from frugal_shared.checkpoint import write_bytes, write_json
-from frugal_shared.errors import RunError
+from frugal_shared.errors import RunError, UsageError
 from frugal_shared.evaluation import chunks
 from frugal_shared.run import Run
 
@@ -45,8 +45,10 @@ def segment(config: SegmentConfig) -> None:
     """Segment the images that are not done yet, then write the list.
 
     Raises:
+        UsageError: no images.
         RunError: some of the images could not be read; all others are done.
     """
+    require_images(config.images)
     model = open_model(config)
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator
@@ -54,6 +56,15 @@ def segment(config: SegmentConfig) -> None:
         shares = chunks(len(config.images), config.batch_size, accelerator.process_index, accelerator.num_processes)
         failures = segment_images(model, config, run.progress(list(shares), desc="segment"))
         conclude(config, run, failures)
+
+
+def require_images(images: Sequence[Path]) -> None:
+    """Refuse a command line without images.
+
+    Not the options' own check, which runs before an unknown option is noticed and would blame the wrong thing.
+    """
+    if not images:
+        raise UsageError("images=() is empty; allowed: one image file or more")
 
 
 def to_device(model: ClipSAM, device: Any) -> None:

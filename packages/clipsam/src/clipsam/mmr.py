@@ -121,7 +121,7 @@ def refine(
     logits, scores = segmenter.decode(embedding, both_ways(boxes, points))
     levels, scores = by_component(logits), by_component(scores)  # (K, 2M, h, w) and (K, 2M)
     inside = torch.stack([segmenter.to_square(region(component, rough.shape), embedding) for component in components])
-    agreement = intersection_over_union(levels > 0, inside > 0.5)  # (K, 2M)
+    agreement = intersection_over_union(levels > 0, inside[:, None] > 0.5)  # (K, 2M)
     combine = literal if config.mode == "paper" else soft
     final = combine(torch.from_numpy(rough), levels, scores, agreement, inside, segmenter, embedding, config)
     trust, best = (scores * agreement).max(1)
@@ -192,10 +192,8 @@ def region(component: Component, shape: tuple[int, ...]) -> Tensor:
 
 
 def intersection_over_union(masks: Tensor, targets: Tensor) -> Tensor:
-    """Return the IoU ``(K, M)`` of masks ``(K, M, h, w)`` with targets ``(K, h, w)``, all bool."""
-    both = (masks & targets[:, None]).sum((2, 3))
-    either = (masks | targets[:, None]).sum((2, 3))
-    return both / either.clamp(min=1)
+    """Return the IoU of bool masks with targets, both ``(..., h, w)``; of two empty ones 0."""
+    return (masks & targets).sum((-2, -1)) / (masks | targets).sum((-2, -1)).clamp(min=1)
 
 
 def soft(

@@ -26,6 +26,7 @@ from clipsam.embedded import DinoEncoder, build_clip, build_sam, frozen_backbone
 from clipsam.features import Features, compute_features
 from clipsam.fitting import fit, share
 from clipsam.metrics import EIGHT_CONNECTED
+from clipsam.mmr import intersection_over_union
 from clipsam.segmenter import Prompts, SamSegmenter
 from frugal_shared.checkpoint import write_bytes
 from frugal_shared.run import Run
@@ -130,11 +131,6 @@ def mask_loss(logits: Tensor, scores: Tensor, targets: Tensor) -> Tensor:
     found = logits.detach() > 0
     overlap = intersection_over_union(found, wanted > 0.5)
     return (FOCAL_WEIGHT * focal + dice).amin(1).mean() + (scores - overlap).square().mean()
-
-
-def intersection_over_union(masks: Tensor, targets: Tensor) -> Tensor:
-    """Return the IoU of bool masks ``(..., h, w)``; of two empty ones 0."""
-    return (masks & targets).sum((-2, -1)) / (masks | targets).sum((-2, -1)).clamp(min=1)
 
 
 @dataclass(frozen=True, eq=False)

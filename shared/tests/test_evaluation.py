@@ -25,6 +25,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from frugal_shared.evaluation import Moments, Samples, chunks, evaluate, gather_chunks
+from frugal_shared.launch import leave_group
 
 accelerator = Accelerator(cpu=True)
 rank, world = accelerator.process_index, accelerator.num_processes
@@ -42,6 +43,7 @@ for count in {list(SIZES)}:
     together = gather_chunks(pieces)
     found[f"chunks {{count}}"] = hashlib.sha256(together.numpy().tobytes()).hexdigest()
 (Path(sys.argv[1]) / f"{{rank}}.json").write_text(json.dumps(found))
+leave_group()
 """
 
 

@@ -48,12 +48,21 @@ def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv
         if count not in (None, started):
             raise UsageError(f"num_processes={count!r} was asked for, but the launcher started {started}")
         command()
+        leave_group()
     elif count in (None, 1):
         command()
     else:
         if not config.cpu:
             _check_gpus(count)
         _start_workers(_run_on_cpu if config.cpu else _run_on_gpus, count, module, argv)
+
+
+def leave_group() -> None:
+    """End this worker's part in the process group, whose threads else may abort a worker that is done and leaves."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _check_gpus(count: int) -> None:

@@ -37,7 +37,6 @@ from clipsam.model import ClipSAM, image_score
 from clipsam.segmenter import SamSegmenter
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
-from frugal_shared.weights import package_file
 
 DAMAGED = "damaged"
 
@@ -192,10 +191,6 @@ def test_the_worst_come_first(model):
 
 
 def test_solar_cells_get_a_trivial_row(model):
-    try:
-        package_file("elpv-dataset", "elpv_dataset/data/labels.csv")
-    except RunError:
-        pytest.skip("the [demo] extra is not installed")
     data = solar_cells("elpv-mono", limit=4)
     found = evaluate_data(model, data, ("umci",))
     row = row_of(found.rows, PIXEL_STD)

@@ -18,16 +18,13 @@ from clipsam.data.sources import (
     solar_cells,
 )
 from clipsam.data.training import training_data
-from frugal_shared.errors import RunError, UsageError
+from frugal_shared.errors import UsageError
 from frugal_shared.weights import package_file
 
 
 @pytest.fixture
 def elpv():
-    try:
-        labels = package_file("elpv-dataset", "elpv_dataset/data/labels.csv")
-    except RunError:
-        pytest.skip("the [demo] extra is not installed")
+    labels = package_file("elpv-dataset", "elpv_dataset/data/labels.csv")
     return {parts[0]: (float(parts[1]), parts[2]) for parts in map(str.split, labels.read_text().splitlines())}
 
 

@@ -10,15 +10,15 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from clipsam.configs import STAGES, DemoConfig
+from clipsam.configs import DemoConfig
 from clipsam.data.procedural import HELD_OUT_CATEGORIES
 from clipsam.data.sample import AnomalyData
 from clipsam.data.sources import CELLS, DEFECTIVE, ELPV, PROCEDURAL, SolarCellData, open_data, solar_cells
 from clipsam.embedded import HEADS, asset, embedded_backbone, embedded_segmenter
 from clipsam.eval_report import case_figures, curve_figures, defined, flat
-from clipsam.measure import ALL, Evaluation, evaluate_data
+from clipsam.measure import ALL, Evaluation, evaluate_all
 from clipsam.model import ClipSAM, Segmentation
-from clipsam.segment import overlay, to_device
+from clipsam.segment import overlay
 from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Figure, Report, grid
 from frugal_shared.run import Run
@@ -33,17 +33,7 @@ def demo(config: DemoConfig) -> None:
     """Evaluate, draw, and write rows, results and the report."""
     model = embedded_model()
     with Run(config, "clipsam") as run:
-        to_device(model, run.accelerator.device)
-        found = [
-            evaluate_data(
-                model,
-                data,
-                STAGES,
-                accelerator=run.accelerator,
-                progress=lambda items, name=data.name: run.progress(items, desc=name),
-            )
-            for data in data_sets(config)
-        ]
+        found = evaluate_all(run, model, data_sets(config))
         rows = [row for each in found for row in each.rows]
         if run.accelerator.is_main_process:
             plain = [{key: defined(value) for key, value in row.items()} for row in rows if row["category"] == ALL]

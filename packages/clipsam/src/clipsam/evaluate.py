@@ -7,10 +7,10 @@ from clipsam.configs import STAGES, EvalConfig, Stage
 from clipsam.data.sample import AnomalyData
 from clipsam.data.sources import open_data
 from clipsam.eval_report import flat, report, show, write_rows
-from clipsam.measure import evaluate_data
+from clipsam.measure import evaluate_all
 from clipsam.model import ClipSAM
 from clipsam.models import open_model
-from clipsam.segment import show_failures, to_device
+from clipsam.segment import show_failures
 from frugal_shared.checkpoint import write_json
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.run import Run
@@ -29,19 +29,7 @@ def evaluate(config: EvalConfig) -> None:
     if config.zero_shot:
         check_zero_shot(model, data_sets)
     with Run(config, "clipsam") as run:
-        to_device(model, run.accelerator.device)
-        found = [
-            evaluate_data(
-                model,
-                data,
-                stages,
-                batch_size=config.batch_size,
-                fpr_limit=config.fpr_limit,
-                accelerator=run.accelerator,
-                progress=lambda items, name=data.name: run.progress(items, desc=name),
-            )
-            for data in data_sets
-        ]
+        found = evaluate_all(run, model, data_sets, stages, batch_size=config.batch_size, fpr_limit=config.fpr_limit)
         rows = [row for each in found for row in each.rows]
         failures = [reason for each in found for reason in each.failures]
         if run.accelerator.is_main_process:

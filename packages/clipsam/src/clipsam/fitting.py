@@ -24,8 +24,8 @@ def fit(
     model: nn.Module,
     loss_of: Callable[[nn.Module, int], Tensor],
     validate: Callable[[int], dict[str, float]] | None = None,
-) -> None:
-    """Train every parameter that wants a gradient, from the newest checkpoint on.
+) -> dict[str, float]:
+    """Train every parameter that wants a gradient, from the newest checkpoint on; return the last validation.
 
     Args:
         run: the run folder.
@@ -48,6 +48,7 @@ def fit(
                 value.copy_(tree["model"][name])
         optimizer.load_state_dict(tree["optimizer"])
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    validated: dict[str, float] = {}
     for step in run.progress(range(start, config.steps), initial=start, total=config.steps, desc=run.folder.name):
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * schedule(step, config.steps)
@@ -62,8 +63,12 @@ def fit(
             run.log(done, loss=loss.item())
         if done % config.save_every == 0 or done == config.steps:
             if validate is not None:
-                run.log(done, **validate(done))
+                validated = validate(done)
+                run.log(done, **validated)
             run.save(done, {"model": trained, "optimizer": optimizer.state_dict()}, keep=2)
+    if start == config.steps and validate is not None:  # resumed when nothing was left to do
+        validated = validate(start)
+    return validated
 
 
 def schedule(step: int, steps: int) -> float:

@@ -32,8 +32,9 @@ from clipsam.data.sources import SolarCellData
 from clipsam.images import ImageError
 from clipsam.metrics import Curve, ImageMetrics, PixelMetrics, sorted_curve
 from clipsam.model import ClipSAM, image_score
-from clipsam.segment import overlay
+from clipsam.segment import overlay, to_device
 from frugal_shared.evaluation import chunks
+from frugal_shared.run import Run
 
 ALL = "all"
 PIXEL_STD = "pixel-std"
@@ -113,6 +114,31 @@ def evaluate_data(
     for other in [] if accelerator is None else others(tally, rank):
         tally.merge(other)
     return tally.evaluation(data)
+
+
+def evaluate_all(
+    run: Run,
+    model: ClipSAM,
+    data_sets: Sequence[AnomalyData],
+    stages: Sequence[Stage] = STAGES,
+    *,
+    batch_size: int = 16,
+    fpr_limit: float = 0.3,
+) -> list[Evaluation]:
+    """Measure stages of the pipeline on data sets, on the run's processes and devices, with a progress bar for each."""
+    to_device(model, run.accelerator.device)
+    return [
+        evaluate_data(
+            model,
+            data,
+            stages,
+            batch_size=batch_size,
+            fpr_limit=fpr_limit,
+            accelerator=run.accelerator,
+            progress=lambda items, name=data.name: run.progress(items, desc=name),
+        )
+        for data in data_sets
+    ]
 
 
 def batches_of(data: AnomalyData, size: int) -> list[list[int]]:

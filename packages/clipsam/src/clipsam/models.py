@@ -10,7 +10,7 @@ from clipsam.mmr import MMRConfig
 from clipsam.model import CONFIG, ClipSAM, read_config
 from clipsam.prompts import PromptBank
 from clipsam.segmenter import SamSegmenter
-from frugal_shared.errors import RunError, UsageError
+from frugal_shared.errors import RunError
 
 USUAL_SIZE = 518  # pixels, of CLIPs that are not embedded: what the field compares at
 
@@ -66,8 +66,7 @@ def segmenter_of(config: SamConfig) -> SamSegmenter | None:
         return None
     if config.sam == EMBEDDED:
         return embedded_segmenter()
-    if config.sam_weights is None:
-        raise UsageError(f"sam={config.sam!r} needs its weights; allowed: --sam-weights FILE")
+    # SamConfig has checked that the name is one of the published and that it has its weights
     return SamSegmenter.from_checkpoint(config.sam, config.sam_weights)  # pyright: ignore[reportArgumentType]
 
 

@@ -35,6 +35,7 @@ def refine(config: RefineConfig) -> None:
     options = mmr_config(config, mmr.MMRConfig())
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator
+        segmenter.to(accelerator.device)
         shares = list(chunks(len(config.images), 1, accelerator.process_index, accelerator.num_processes))
         names, failures = unique_names(config.images), {}
         for [index] in run.progress(shares, desc="refine"):
@@ -56,7 +57,7 @@ def refine_one(config: RefineConfig, index: int, name: str, segmenter: Segmenter
     rough = read_map(config.maps[index], image)
     try:
         refined = mmr.refine(image, rough, segmenter, options)
-    except ValueError as error:  # an image that SAM refuses, such as one that is a line
+    except ValueError as error:  # what a segmenter refuses
         raise ImageError(f"{config.images[index]}: {error}") from error
     found = Segmentation(refined.anomaly_map, rough, image_score(rough), refined.boxes, refined.masks, refined.scores)
     record = {"image": str(config.images[index]), "category": None}

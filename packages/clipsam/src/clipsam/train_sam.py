@@ -59,14 +59,14 @@ def train(config: TrainSamConfig) -> None:
             logits, scores, targets = model(images, tokens, asked)
             return mask_loss(logits, scores, targets)
 
-        fit(run, config, model, loss, lambda _: check(model.sam, val_data))
+        validated = fit(run, config, model, loss, lambda _: check(model.sam, val_data))
         halves = {name: value.half().contiguous() for name, value in trained_sam_part(model.sam).items()}
         if run.accelerator.is_main_process:
             write_bytes(run.folder / "sam.safetensors", save(halves))
         unseen = Procedural(2 * CHECKED, HELD_OUT_CATEGORIES, seed=config.seed + VAL_SEED)
         held_out = {f"held_out_{name}": value for name, value in check(model.sam, unseen).items()}
         parameters = sum(value.numel() for value in halves.values())
-        run.finish({"steps": config.steps, "parameters": parameters, **check(model.sam, val_data), **held_out})
+        run.finish({"steps": config.steps, "parameters": parameters, **validated, **held_out})
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from open_clip import CustomTextCLIP
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipsam.configs import TrainTextConfig
 from clipsam.data.captions import DEFECT_WORDS, caption, object_word
@@ -60,12 +60,16 @@ def train(config: TrainTextConfig) -> None:
         val_set = Regions(compute_features(folder, backbone, val_data, run, "val"), val_data.entries)
         model.requires_grad_(True)
         model.visual.get_submodule("trunk").requires_grad_(False)
-        fit(run, config, model, lambda _, step: loss(model, train_set, config, step), lambda _: check(model, val_set))
+
+        def batch_loss(_: nn.Module, step: int) -> Tensor:
+            return loss(model, train_set, config, step)
+
+        validated = fit(run, config, model, batch_loss, lambda _: check(model, val_set))
         halves = {name: value.half().contiguous() for name, value in trained_part(model).items()}
         if run.accelerator.is_main_process:
             write_bytes(run.folder / "clip.safetensors", save(halves))
         parameters = sum(value.numel() for value in halves.values())
-        run.finish({"steps": config.steps, "parameters": parameters, **check(model, val_set)})
+        run.finish({"steps": config.steps, "parameters": parameters, **validated})
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,13 @@ from clipsam.data.folders import load_folder
 from clipsam.data.photographs import Painted
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
 from clipsam.data.sample import GOOD, AnomalyData, Entry, Sample
+from clipsam.data.training import PHOTOGRAPHS, PROCEDURAL
 from frugal_shared.errors import UsageError
 
 if TYPE_CHECKING:
     from frugal_shared.datasets import CellType, SolarCells
 
-PROCEDURAL, PHOTOGRAPHS, CELLS = "procedural", "photographs", "cells"
+CELLS = "cells"
 ELPV: dict[str, "CellType"] = {"elpv-mono": "mono", "elpv-poly": "poly"}
 NAMES = (PROCEDURAL, PHOTOGRAPHS, CELLS, *ELPV)
 

@@ -68,17 +68,3 @@ def test_what_the_embedded_clip_cannot_give_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"stages=\(5, 11\) of the embedded CLIP"):
         recipe.train(TrainConfig(output_dir=tmp_path / "run", stages=(5, 11)))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_batch_that_does_not_divide_among_the_processes_is_refused():
-    from types import SimpleNamespace
-
-    import numpy as np
-
-    from clipsam.fitting import share
-
-    rows = np.arange(6)
-    two = [SimpleNamespace(num_processes=2, process_index=index) for index in range(2)]
-    assert sorted(np.concatenate([share(each, rows) for each in two])) == list(rows)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UsageError, match="batch_size=6 does not divide among 4"):
-        share(SimpleNamespace(num_processes=4, process_index=0), rows)  # pyright: ignore[reportArgumentType]

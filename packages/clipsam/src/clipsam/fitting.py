@@ -1,16 +1,13 @@
 """The loop that the three recipes share: AdamW, warm-up and cosine, checkpoints that a run resumes from."""
 
-import math
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from clipsam.configs import RecipeConfig
-from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
+from frugal_shared.training import warm_up_cosine
 
 WARM_UP = 100  # steps
 WEIGHT_DECAY = 0.01
@@ -51,7 +48,7 @@ def fit(
     validated: dict[str, float] = {}
     for step in run.progress(range(start, config.steps), initial=start, total=config.steps, desc=run.folder.name):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule(step, config.steps)
+            group["lr"] = config.learning_rate * warm_up_cosine(step, config.steps, WARM_UP)
         loss = loss_of(wrapped, step)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(trained.values(), CLIP)
@@ -69,21 +66,3 @@ def fit(
     if start == config.steps and validate is not None:  # resumed when nothing was left to do
         validated = validate(start)
     return validated
-
-
-def schedule(step: int, steps: int) -> float:
-    """Return the learning rate's factor: linear warm-up, then a cosine to zero."""
-    warm = min(1.0, (step + 1) / min(WARM_UP, steps))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def share(accelerator: Accelerator, rows: np.ndarray) -> np.ndarray:
-    """Return this process's part of a global batch of row numbers.
-
-    Raises:
-        UsageError: the batch does not divide evenly.
-    """
-    world = accelerator.num_processes
-    if len(rows) % world:
-        raise UsageError(f"batch_size={len(rows)} does not divide among {world} processes; allowed: multiples of it")
-    return rows[accelerator.process_index :: world]

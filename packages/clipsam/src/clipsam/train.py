@@ -22,7 +22,7 @@ from clipsam.data.sample import AnomalyData
 from clipsam.data.training import training_data
 from clipsam.embedded import STAGES
 from clipsam.features import Features, compute_features
-from clipsam.fitting import fit, share
+from clipsam.fitting import fit
 from clipsam.losses import STAGE_WEIGHTS, stage_loss
 from clipsam.metrics import PixelMetrics
 from clipsam.model import ClipSAM
@@ -32,6 +32,7 @@ from clipsam.umci import UMCIHead, rough_map
 from frugal_shared.checkpoint import write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
+from frugal_shared.training import share
 
 GENERIC_SHARE = 0.5  # of the images, whose category is only called "object": it need not be known at test time
 BEST = "best"

@@ -24,12 +24,13 @@ from clipsam.data.sample import AnomalyData
 from clipsam.data.training import VAL_SEED, training_data
 from clipsam.embedded import DinoEncoder, build_clip, build_sam, frozen_backbone, trained_sam_part
 from clipsam.features import Features, compute_features
-from clipsam.fitting import fit, share
+from clipsam.fitting import fit
 from clipsam.metrics import EIGHT_CONNECTED
 from clipsam.mmr import intersection_over_union
 from clipsam.segmenter import Prompts, SamSegmenter
 from frugal_shared.checkpoint import write_bytes
 from frugal_shared.run import Run
+from frugal_shared.training import share
 
 DATA = ("procedural", "photographs")
 CHECKED = 120  # images of each check, a prompt each

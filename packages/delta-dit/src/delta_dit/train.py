@@ -4,7 +4,6 @@ x₀-prediction, because a token must not carry less width than its patch has no
 values) at width 128 a network can say what the picture is, and cannot say what the noise was.
 """
 
-import math
 import time
 from collections.abc import Callable
 
@@ -17,6 +16,7 @@ from delta_dit.pixel import PixelDiTPipeline
 from frugal_shared.datasets import TexturedDigits
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
+from frugal_shared.training import warm_up_cosine
 
 HEAD_WIDTH = 32
 LABEL_DROP = 0.1  # share of labels replaced by the empty one, for classifier-free guidance
@@ -73,7 +73,7 @@ def fit(
     began, since = time.perf_counter(), start
     for step in run.progress(range(start, config.steps), initial=start, total=config.steps, desc=run.folder.name):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * schedule(step, config.steps)
+            group["lr"] = config.learning_rate * warm_up_cosine(step, config.steps, WARM_UP)
         images, labels = data.batch(step, config.batch_size)
         loss = loss_of(model, images * 2 - 1, labels, step)
         accelerator.backward(loss)
@@ -125,12 +125,6 @@ def noise_schedule() -> DPMSolverMultistepScheduler:
         prediction_type="sample",
         lambda_min_clipped=-5.1,  # without it a cosine schedule starts at infinite noise and 20 steps stay noise
     )
-
-
-def schedule(step: int, steps: int) -> float:
-    """Return the learning rate's factor: linear warm-up, then a cosine to zero."""
-    warm = min(1.0, (step + 1) / min(WARM_UP, steps))
-    return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def x0_loss(model, scheduler, x0, labels, config: TrainDemoConfig, step: int, accelerator) -> torch.Tensor:

@@ -44,6 +44,7 @@ class Run:
     Args:
         config: the run's options; stored in the manifest.
         package: distribution name of the package that runs, e.g. ``"delta-dit"``.
+        mixed_precision: Accelerate's: "no", "bf16" or "fp16".
 
     Raises:
         UsageError: the folder holds a run and ``resume`` is off, or holds a run with other options; or the world is not
@@ -51,13 +52,14 @@ class Run:
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, config: RunConfig, package: str) -> None:
+    def __init__(self, config: RunConfig, package: str, *, mixed_precision: str = "no") -> None:
         self.config = config
         self.package = package
         self.folder = Path(config.output_dir)
         if config.tracker is not None:
             require_tracker(config.tracker)
-        self.accelerator = Accelerator(cpu=config.cpu, log_with=config.tracker, project_dir=str(self.folder))
+        options: Any = {"log_with": config.tracker, "project_dir": str(self.folder), "mixed_precision": mixed_precision}
+        self.accelerator = Accelerator(cpu=config.cpu, **options)
         started = self.accelerator.num_processes
         if config.num_processes not in (None, started):
             raise UsageError(f"num_processes={config.num_processes!r} was asked for, but this run has {started}")

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from partial_finetune import evaluate as judging
+from partial_finetune.base import Base
 from partial_finetune.bench import bench
 from partial_finetune.checkpoint import open_delta
 from partial_finetune.configs import AnglesConfig, BenchConfig, EvalConfig, MergeConfig, SoupConfig, SweepConfig
 from partial_finetune.evaluate import evaluate
-from partial_finetune.make_soup import soup
+from partial_finetune.make_soup import recalibrate, soup
 from partial_finetune.merge import merge_file
 from partial_finetune.show_angles import show_angles
 from partial_finetune.sweep import sweep
@@ -120,6 +122,29 @@ def test_ingredients_of_another_start_are_refused(config, tuned, tmp_path):
     with pytest.raises(ValueError, match="another initial head"):
         soup(SoupConfig(deltas=(*tuned, config("other").output_dir), output_dir=tmp_path / "soup", cpu=True))
     assert not (tmp_path / "soup").exists()
+
+
+def test_a_soups_batch_norms_get_statistics_of_their_own(conv, folder):
+    """Two halves of the distance between tuned models are no statistics of the model in the middle."""
+    splits = judging.open_data(str(folder))
+    base = Base("tf_efficientnet_lite0", conv.eval(), 32, (0.5,) * 3, (0.5,) * 3)
+    conv.bn1.running_mean.fill_(100.0)
+    recalibrate(base, splits.train, 8)
+    images = torch.stack([base.eval_transform()(image) for image, _ in splits.train])
+    mean = torch.stack([conv.conv_stem(batch).mean((0, 2, 3)) for batch in images.split(8)]).mean(0)
+    torch.testing.assert_close(conv.bn1.running_mean, mean, rtol=1e-4, atol=1e-5)
+    assert not any(module.training for module in conv.modules())
+    assert conv.bn1.momentum == timm.create_model("tf_efficientnet_lite0").bn1.momentum
+
+
+@pytest.mark.parametrize("command", ["eval", "merge"])
+def test_a_folder_that_holds_no_delta_is_refused(tmp_path, command):
+    with pytest.raises(ValueError, match="deltas='nowhere' is not a folder"):
+        if command == "eval":
+            evaluate(EvalConfig(deltas=(Path("nowhere"),), output_dir=tmp_path / "eval"))
+        else:
+            merge_file(MergeConfig(delta=Path("nowhere"), output=tmp_path / "merged"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_merged_file_is_a_plain_timm_state_dict(tuned, tmp_path):

@@ -11,11 +11,21 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from partial_finetune import demo as showing
 from partial_finetune import evaluate as judging
 from partial_finetune.base import Base
 from partial_finetune.bench import bench
 from partial_finetune.checkpoint import open_delta
-from partial_finetune.configs import AnglesConfig, BenchConfig, EvalConfig, MergeConfig, SoupConfig, SweepConfig
+from partial_finetune.configs import (
+    AnglesConfig,
+    BenchConfig,
+    DemoConfig,
+    EvalConfig,
+    MergeConfig,
+    SelectionConfig,
+    SoupConfig,
+    SweepConfig,
+)
 from partial_finetune.evaluate import evaluate
 from partial_finetune.make_soup import recalibrate, soup
 from partial_finetune.merge import merge_file
@@ -143,12 +153,12 @@ def test_a_folder_that_holds_no_delta_is_refused(tmp_path, command):
         if command == "eval":
             evaluate(EvalConfig(deltas=(Path("nowhere"),), output_dir=tmp_path / "eval"))
         else:
-            merge_file(MergeConfig(delta=Path("nowhere"), output=tmp_path / "merged"))
+            merge_file(MergeConfig(deltas=(Path("nowhere"),), output=tmp_path / "merged"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_merged_file_is_a_plain_timm_state_dict(tuned, tmp_path):
-    merge_file(MergeConfig(delta=tuned[0], output=tmp_path / "merged.safetensors"))
+    merge_file(MergeConfig(deltas=tuned[:1], output=tmp_path / "merged.safetensors"))
     model = timm.create_model("test_vit", img_size=32, num_classes=3)
     model.load_state_dict(load_file(tmp_path / "merged.safetensors"))
     expected = open_tuned(open_delta(tuned[0] / "delta")).model
@@ -257,3 +267,18 @@ def test_two_processes_tune_the_same_and_freeze_the_same_bytes(config, weights, 
     assert one.names == two.names and one.base == two.base  # nothing else changed in either
     for name in one.names:
         torch.testing.assert_close(two.tensor(name), one.tensor(name), rtol=1e-3, atol=1e-5)
+
+
+def test_the_demo_shows_six_models_and_the_angles(config, tmp_path, monkeypatch):
+    recipe = config("demo", kind=SelectionConfig, epochs=1, select_epochs=1, top_k=1, direction="largest")
+    monkeypatch.setattr(showing, "recipe_of", lambda _: recipe)
+    monkeypatch.setattr(showing, "scratch", lambda task, seed: task)  # DINOv2 without its weights is not tiny
+    demo_config = DemoConfig(output_dir=tmp_path / "demo", cpu=True)
+    showing.demo(demo_config)
+    found = rows(demo_config)
+    assert [row["strategy"] for row in found] == ["linear", "full", "attn", "ffn", "angle", "from scratch"]
+    by_name = {row["strategy"]: row for row in found}
+    assert by_name["linear"]["tuned_parameters"] < by_name["angle"]["tuned_parameters"]
+    assert by_name["angle"]["tuned_parameters"] < by_name["full"]["tuned_parameters"]
+    assert by_name["linear"]["activation_bytes"] < by_name["full"]["activation_bytes"] / 10
+    assert by_name["angle"]["tuned"] in (demo_config.output_dir / "report.html").read_text()

@@ -224,9 +224,9 @@ class SoupConfig(DeltaConfig):
 class MergeConfig(CommandConfig):
     """Write the whole tuned model as a plain timm state dict."""
 
-    delta: Annotated[Path, Positional] = Path("runs/train")
-    """Folder that `train` or `soup` wrote."""
-    output: Annotated[Path, Positional] = Path("merged.safetensors")
+    deltas: Annotated[tuple[Path, ...], Positional] = ()
+    """One folder that `train` or `soup` wrote, or a run folder that holds one as "delta"."""
+    output: Path = Path("merged.safetensors")
     """The safetensors file to write."""
     weights: Path | None = None
     """The local file of the pretrained weights, if `train` was given one and it lies elsewhere now."""
@@ -308,9 +308,9 @@ class DemoConfig(RunConfig):
 
     output_dir: Path = Path("runs/partial-finetune")
     """The run folder: results and report.html."""
-    samples: int = 300
+    samples: int = 200
     """Photographs to train on."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes over them."""
 
     def __post_init__(self) -> None:

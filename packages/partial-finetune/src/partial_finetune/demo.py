@@ -26,7 +26,8 @@ from partial_finetune.train import choose
 STRATEGIES = ("linear", "full", "attn", "ffn", ANGLE)
 SCRATCH = "from scratch"
 RATES = {"linear": 1e-3, SCRATCH: 1e-3}  # of the others 1e-4; `sweep` searches them, the demo has no time to
-TEST_IMAGES = 240
+IMAGE_SIZE = 84  # pixels: 37 tokens
+VAL_IMAGES, TEST_IMAGES = 120, 200
 Row = dict[str, Any]
 
 
@@ -51,7 +52,9 @@ def recipe_of(config: DemoConfig) -> SelectionConfig:
         output_dir=config.output_dir,
         seed=config.seed,
         cpu=config.cpu,
+        image_size=IMAGE_SIZE,
         samples=config.samples,
+        val_samples=VAL_IMAGES,
         epochs=config.epochs,
         select_epochs=1,
         direction="largest",

@@ -3,6 +3,7 @@
 from safetensors.torch import save
 
 from frugal_shared.checkpoint import write_bytes
+from frugal_shared.errors import UsageError
 from partial_finetune.checkpoint import merge
 from partial_finetune.configs import MergeConfig
 from partial_finetune.tuned import base_of, find_delta
@@ -15,6 +16,8 @@ def merge_file(config: MergeConfig) -> None:
         ValueError: a folder that holds no delta, or another base.
         RunError: the base's weights cannot be fetched.
     """
-    delta = find_delta(config.delta)
+    if len(config.deltas) != 1:
+        raise UsageError(f"{len(config.deltas)} deltas to merge; allowed: one")
+    delta = find_delta(config.deltas[0])
     state = merge(delta, base_of(delta, config.weights).model)
     write_bytes(config.output, save(state, {"classes": "\n".join(delta.info["classes"])}))

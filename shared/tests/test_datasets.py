@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from frugal_shared import weights
-from frugal_shared.datasets import CELL_TYPES, SPLITS, TEXTURES, SolarCells, TexturedDigits, digits, elpv
+from frugal_shared.datasets import (
+    CELL_BORDER,
+    CELL_GREY,
+    CELL_TYPES,
+    SPLITS,
+    TEXTURES,
+    SolarCells,
+    TexturedDigits,
+    digits,
+    elpv,
+    normalise_cell,
+)
 from frugal_shared.errors import RunError, UsageError
 
 needs_elpv = pytest.mark.skipif(find_spec("elpv_dataset") is None, reason="elpv-dataset (extra [demo]) is absent")
@@ -118,3 +129,16 @@ def test_elpv_images_are_read_by_number_mask_and_slice():
     assert torch.equal(cells.images(mask), images[mask])
     assert torch.equal(cells.images(slice(2, 4)), images[2:4])
     assert cells.images(torch.zeros(6, dtype=torch.bool)).shape == (0, 300, 300)
+
+
+def test_a_cell_loses_its_border_and_gets_the_common_exposure():
+    photograph = np.full((300, 300), 40, np.uint8)
+    photograph[:CELL_BORDER] = 255  # the gap to the neighbour
+    photograph[100:110] = 8
+    cell = normalise_cell(photograph)
+    assert cell.shape == (270, 270) and cell.dtype == np.uint8
+    assert np.median(cell) == CELL_GREY == cell.max() and cell.min() == round(8 * CELL_GREY / 40)
+
+
+def test_a_black_cell_stays_black():
+    assert not normalise_cell(np.zeros((300, 300), np.uint8)).any()

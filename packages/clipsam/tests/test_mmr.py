@@ -34,6 +34,9 @@ class Stub:
     def to_image(self, values, embedding):
         return values
 
+    def to_masks(self, logits, embedding):
+        return logits > 0
+
 
 def scene(seed=0, blobs=2):
     """An image, the true mask, and a rough map: the mask at an eighth of the resolution, with noise and a ghost."""

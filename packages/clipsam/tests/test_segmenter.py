@@ -106,6 +106,14 @@ def test_the_padding_does_not_leak_into_the_image(segmenter):
     assert segmenter.to_square(torch.ones(30, 90), embedding)[round(segmenter.side / 3) + 1 :].eq(0).all()
 
 
+@pytest.mark.parametrize("shape", [(50, 80), (64, 64), (96, 96)])
+def test_masks_are_where_enlarged_logits_are_positive(segmenter, shape):
+    embedding = segmenter.embed(photograph(*shape))
+    logits = torch.randn(2, 3, segmenter.side, segmenter.side, generator=torch.Generator().manual_seed(7))
+    same = segmenter.to_masks(logits, embedding) == (segmenter.to_image(logits, embedding) > 0)
+    assert same.shape == (2, 3, *shape) and same.float().mean() > 0.9999
+
+
 def test_prompts_that_do_not_fit_are_refused():
     for parts in [(), (None, torch.zeros(1, 2, 2), None), (torch.zeros(2, 4), torch.zeros(1, 2, 2), torch.ones(1, 2))]:
         with pytest.raises(ValueError, match="allowed"):

@@ -7,17 +7,16 @@ from PIL import Image
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, TRAIN_CATEGORIES
 from clipsam.data.sample import GOOD
 from clipsam.data.sources import (
-    BORDER,
     CELL,
     DEFECTIVE,
     EVAL_SEED,
-    GREY,
     NAMES,
     open_data,
     preprocess,
     solar_cells,
 )
 from clipsam.data.training import training_data
+from frugal_shared.datasets import CELL_BORDER, CELL_GREY
 from frugal_shared.errors import UsageError
 from frugal_shared.weights import package_file
 
@@ -62,11 +61,11 @@ def test_what_is_no_name_and_no_folder_is_refused(tmp_path):
 
 def test_cells_lose_their_border_and_their_exposure():
     dark = np.full((300, 300), 20, np.uint8)
-    dark[:BORDER] = 255
+    dark[:CELL_BORDER] = 255
     dark[100:104] = 4
     cell = preprocess(dark)
     assert cell.shape == (270, 270, 3) and cell.dtype == np.uint8
-    assert np.median(cell) == GREY and cell.max() == GREY and cell.min() == 22
+    assert np.median(cell) == CELL_GREY and cell.max() == CELL_GREY and cell.min() == 22
     bright = np.full((300, 300), 60, np.uint8)
     bright[50] = 250
     assert preprocess(bright).max() == 255  # clipped, not wrapped
@@ -85,7 +84,7 @@ def test_solar_cells_are_those_of_one_type_that_are_sure(elpv, name):
         assert entry.category == CELL
     sample = data[len(data) - 1]
     assert sample.is_anomalous and not sample.mask.any() and sample.image.shape == (270, 270, 3)
-    assert np.median(sample.image) == pytest.approx(GREY, abs=1)
+    assert np.median(sample.image) == pytest.approx(CELL_GREY, abs=1)
 
 
 def test_solar_cells_can_be_limited(elpv):

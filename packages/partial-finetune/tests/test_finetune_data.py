@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from frugal_shared.datasets import CELL_GREY
 from frugal_shared.errors import RunError, UsageError
 from partial_finetune import data
 from partial_finetune.data import Images, check_images, open_data, read_image, split_off, stratified
@@ -90,7 +91,7 @@ def test_solar_cells_are_the_sure_ones_of_four_classes():
     assert Counter(splits.test.labels) == {0: 118, 1: 184, 2: 63, 3: 80}
     image, label = splits.test[0]
     assert (image.mode, image.size) == ("RGB", (270, 270))
-    assert np.median(np.asarray(image)) == data.GREY
+    assert np.median(np.asarray(image)) == CELL_GREY
     assert splits.test.classes[label] in data.CELL_CLASSES
     assert not files(splits.train) & files(splits.test)
 

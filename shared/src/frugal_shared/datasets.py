@@ -29,6 +29,8 @@ CELL_TYPES = ("mono", "poly")
 TEXTURES = ("solid", "horizontal", "diagonal", "checks")
 INKS = ((0.95, 0.35, 0.35), (0.35, 0.9, 0.4), (0.4, 0.55, 1.0), (0.95, 0.85, 0.3), (0.9, 0.45, 0.95), (0.35, 0.9, 0.9))
 BACKGROUND = 0.05
+CELL_BORDER = 15  # pixels around a solar cell that show the gap to its neighbour
+CELL_GREY = 110  # the median grey value that every cell is brought to: exposures differ a lot
 SHADE = 0.35  # what the dark part of a texture leaves of the ink
 
 
@@ -169,3 +171,16 @@ def elpv(split: Split, cell_type: CellType | None = None) -> SolarCells:
         probability=torch.from_numpy(probabilities[rows].astype(np.float32)),
         cell_type=tuple(types[rows].tolist()),
     )
+
+
+def normalise_cell(photograph: np.ndarray) -> np.ndarray:
+    """Return a photograph of a solar cell without its border and in one exposure for all: clip(110 · grey / median).
+
+    Args:
+        photograph: ``(H, W)`` uint8.
+
+    Returns:
+        ``(H − 30, W − 30)`` uint8.
+    """
+    inner = photograph[CELL_BORDER:-CELL_BORDER, CELL_BORDER:-CELL_BORDER].astype(np.float32)
+    return np.clip(np.rint(inner * (CELL_GREY / max(float(np.median(inner)), 1.0))), 0, 255).astype(np.uint8)

@@ -128,12 +128,9 @@ def random_boxes(count: int, side: int) -> Tensor:
 
 
 def all_masks(segmenter: SamSegmenter, embedding: Embedding, boxes: Tensor) -> Tensor:
-    """Return the masks of all boxes on the image's pixels, ``(Q, 3, H, W)`` bool, enlarged a chunk at a time."""
+    """Return the masks of all boxes on the image's pixels, ``(Q, 3, H, W)`` bool."""
     logits, _ = segmenter.decode(embedding, Prompts(boxes))
-    masks = torch.empty(*logits.shape[:2], *embedding.image_size, dtype=torch.bool)
-    for large, small in zip(masks.split(segmenter.chunk), logits.split(segmenter.chunk)):
-        torch.gt(segmenter.to_image(small, embedding), 0, out=large)
-    return masks
+    return segmenter.to_masks(logits, embedding)
 
 
 def fused_masks(segmenter: SamSegmenter, embedding: Embedding, boxes: Tensor) -> Tensor:
@@ -255,6 +252,10 @@ class TimedSegmenter:
     def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
         """Pass on."""
         return self.segmenter.to_image(values, embedding)
+
+    def to_masks(self, logits: Tensor, embedding: Embedding) -> Tensor:
+        """Pass on."""
+        return self.segmenter.to_masks(logits, embedding)
 
 
 def against(part: str, model: str, usual: Callable[[], object], ours: Callable[[], object], repeats: int) -> Row:

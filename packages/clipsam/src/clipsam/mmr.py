@@ -125,7 +125,7 @@ def refine(
     combine = literal if config.mode == "paper" else soft
     final = combine(torch.from_numpy(rough), levels, scores, agreement, inside, segmenter, embedding, config)
     trust, best = (scores * agreement).max(1)
-    masks = segmenter.to_image(levels[torch.arange(len(levels)), best], embedding) > 0
+    masks = segmenter.to_masks(levels[torch.arange(len(levels)), best], embedding)
     return Refinement(final.numpy(), boxes.numpy(), points.numpy(), masks.numpy(), trust.numpy())
 
 

@@ -22,6 +22,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from clipsam.decoder import PromptDecoder
+from clipsam.enlarge import positive
 
 SamKind = Literal["vit_b", "vit_l", "vit_h"]
 
@@ -89,6 +90,10 @@ class Segmenter(Protocol):
 
     def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
         """Enlarge values ``(..., h, w)`` on the small square to the image, ``(..., H, W)``."""
+        ...
+
+    def to_masks(self, logits: Tensor, embedding: Embedding) -> Tensor:
+        """Return where logits ``(..., h, w)`` are positive on the image, ``(..., H, W)`` bool."""
         ...
 
 
@@ -208,8 +213,18 @@ class SamSegmenter:
     def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
         """Enlarge values ``(..., h, w)`` on the small square to the image, ``(..., H, W)``."""
         flat = values.reshape(-1, 1, *values.shape[-2:])
-        if embedding.image_size == embedding.input_size == (self.sam.image_encoder.img_size,) * 2:
+        if self._fills(embedding):
             large = F.interpolate(flat, embedding.image_size, mode="bilinear", align_corners=False)
         else:
             large = self.sam.postprocess_masks(flat, embedding.input_size, embedding.image_size)
         return large.reshape(*values.shape[:-2], *embedding.image_size)
+
+    def to_masks(self, logits: Tensor, embedding: Embedding) -> Tensor:
+        """Return where logits ``(..., h, w)`` are positive on the image, ``(..., H, W)`` bool."""
+        if self._fills(embedding):
+            return positive(logits, self.sam.image_encoder.img_size // self.side)
+        return self.to_image(logits, embedding) > 0
+
+    def _fills(self, embedding: Embedding) -> bool:
+        """Return whether an image has just the size of the segmenter's input: it is enlarged once instead of twice."""
+        return embedding.image_size == embedding.input_size == (self.sam.image_encoder.img_size,) * 2

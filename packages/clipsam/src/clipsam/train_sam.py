@@ -230,7 +230,7 @@ def check(sam: Sam, data: AnomalyData) -> dict[str, float]:
         asked["point"] = Prompts(None, point, torch.ones(1, 1)), region
         for name, (prompts, target) in asked.items():
             logits, scores = segmenter.decode(embedding, prompts)
-            masks = segmenter.to_image(logits, embedding)[0] > 0
+            masks = segmenter.to_masks(logits, embedding)[0]
             found = intersection_over_union(masks, torch.from_numpy(target)[None])
             overlaps.setdefault(f"{name}_iou", []).append(float(found[scores[0].argmax()]))
             overlaps.setdefault(f"{name}_best_iou", []).append(float(found.max()))

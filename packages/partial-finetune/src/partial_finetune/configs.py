@@ -259,7 +259,7 @@ class SweepConfig(SelectionConfig):
     """How many."""
     rate_seeds: int = 1
     """Seeds whose validation accuracy chooses each strategy's learning rate; the others are trained at that one."""
-    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4, 1e-3)
+    learning_rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4, 3e-4)
     """Swept for every strategy alike."""
     limit: int | None = 160
     """At most so many test images; "None": all."""

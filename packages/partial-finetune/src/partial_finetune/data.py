@@ -178,8 +178,6 @@ def split_off(images: Images, share: float, seed: int = 0) -> tuple[Images, Imag
 
 CELL_CLASSES = ("functional mono", "functional poly", "defective mono", "defective poly")
 FUNCTIONAL_SURE, DEFECTIVE_SURE = 0.0, 1.0  # the experts' probability of a defect where they did not hesitate
-BORDER = 15  # pixels around a cell that show the gap to its neighbour
-GREY = 110  # the median grey value that every cell is brought to: exposures differ a lot
 DIGIT_SIDE = 32  # pixels that the digits' 8 are enlarged to
 TEXTURED_COUNTS = {"train": 4000, "val": 1000, "test": 1000}  # of an endless set
 
@@ -206,10 +204,10 @@ def read_cell(path: Path) -> Image.Image:
 
 @cache  # a training reads each cell in every epoch; all of them, decoded, are 155 MB
 def _cell(path: Path) -> NDArray[np.uint8]:
-    """Return ``clip(GREY · cell / median)``, ``(H - 2·BORDER, W - 2·BORDER)``."""
+    from frugal_shared.datasets import normalise_cell
+
     with _opened(path) as photograph:
-        inner = np.asarray(photograph.convert("L"), np.float32)[BORDER:-BORDER, BORDER:-BORDER]
-    return np.clip(np.rint(inner * (GREY / max(float(np.median(inner)), 1.0))), 0, 255).astype(np.uint8)
+        return normalise_cell(np.asarray(photograph.convert("L")))
 
 
 def _digits(split: Any) -> Images:

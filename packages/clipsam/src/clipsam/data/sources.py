@@ -29,8 +29,6 @@ NAMES = (PROCEDURAL, PHOTOGRAPHS, CELLS, *ELPV)
 EVAL_SEED = 10_000  # added to the seed: far from any that is trained with
 CELL, DEFECTIVE = "solar cell", "defective"
 FUNCTIONAL_SURE, DEFECTIVE_SURE = 0.0, 1.0  # the experts' probability of a defect where they did not hesitate
-BORDER = 15  # pixels around a cell that show the gap to its neighbour
-GREY = 110  # the median grey value that every cell is brought to: exposures differ a lot
 
 
 def open_data(name: str, samples: int, seed: int) -> AnomalyData:
@@ -134,6 +132,6 @@ def prepared(cells: "SolarCells", rows: Iterable[int]) -> list[NDArray[np.uint8]
 
 def preprocess(photograph: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a photograph of a cell ``(H, W)`` without its border and in one exposure for all, ``(h, w, 3)``."""
-    inner = photograph[BORDER:-BORDER, BORDER:-BORDER].astype(np.float32)
-    grey = np.clip(np.rint(inner * (GREY / max(float(np.median(inner)), 1.0))), 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
+    from frugal_shared.datasets import normalise_cell
+
+    return np.repeat(normalise_cell(photograph)[..., None], 3, axis=2)

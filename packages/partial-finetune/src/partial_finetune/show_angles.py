@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure as Plot
+from matplotlib.ticker import MaxNLocator
 
 from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Figure, Report
@@ -56,22 +56,25 @@ def report(rows: Sequence[Row]) -> Report:
 
 
 def angle_plot(angle_of: Mapping[str, float]) -> Plot:
-    """Return the angles of the layers as a heat map, kind × block.
+    """Return the angle of every layer, a line per kind over the blocks: only layers of one kind are compared.
 
     Args:
         angle_of: unit name, such as ``"attn[3]"``, → radians; units outside blocks are left out.
     """
-    cells = {tuple(name.rstrip("]").split("[")): value for name, value in angle_of.items() if "[" in name}
-    kinds = list(dict.fromkeys(kind for kind, _ in cells))
-    blocks = 1 + max((int(block) for _, block in cells), default=0)
-    values = np.full((max(len(kinds), 1), blocks), np.nan)
-    for (kind, block), value in cells.items():
-        values[kinds.index(kind), int(block)] = value
-    plot = Plot(figsize=(1.5 + 0.45 * blocks, 1.2 + 0.4 * len(values)), layout="constrained")
+    lines: dict[str, dict[int, float]] = {}
+    for name, value in angle_of.items():
+        kind, bracket, block = name.rstrip("]").partition("[")
+        if bracket:
+            lines.setdefault(kind, {})[int(block)] = value
+    plot = Plot(figsize=(5.6, 3.8), layout="constrained")
     axes = plot.subplots()
-    image = axes.imshow(values, aspect="auto", cmap="viridis")
-    axes.set_yticks(range(len(kinds)), kinds)
-    axes.set_xticks(range(blocks))
+    for kind, line in lines.items():
+        blocks = sorted(line)
+        axes.plot(blocks, [1000 * line[block] for block in blocks], "o-", label=kind)
     axes.set_xlabel("block")
-    plot.colorbar(image, ax=axes, label="radians")
+    axes.set_ylabel("angle (milliradians)")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if lines:
+        axes.legend()
     return plot

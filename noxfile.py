@@ -59,6 +59,13 @@ def sync(session: nox.Session, environment: str, *what: str) -> None:
     session.run_install(UV, "sync", "--no-default-groups", *what)
 
 
+def run_tests(session: nox.Session, *what: str) -> None:
+    """Run pytest in the environment synced last, on up to four cores, a thread each: small tensors gain by no more."""
+    session.env["OMP_NUM_THREADS"] = "1"
+    workers = str(min(4, os.cpu_count() or 1))
+    run(session, "pytest", "-n", workers, "--dist", "worksteal", *what, *session.posargs)
+
+
 def run(session: nox.Session, *command: str) -> None:
     """Run a command in the environment synced last."""
     session.run(UV, "run", *command)
@@ -81,11 +88,11 @@ def tests(session: nox.Session, package: str) -> None:
     """Test each package beside nothing but its declared dependencies, then the workspace as a whole."""
     if package == "root":
         sync(session, "all", *EVERYTHING)
-        run(session, "pytest", "tests", *session.posargs)
+        run_tests(session, "tests")
     else:
         extras = [word for extra in EXTRAS[package] for word in ("--extra", extra)]
         sync(session, package, "--package", package, *extras, "--group", "test")
-        run(session, "pytest", f"{FOLDERS[package]}/tests", *session.posargs)
+        run_tests(session, f"{FOLDERS[package]}/tests")
 
 
 @nox.session
@@ -122,8 +129,10 @@ def minimums(session: nox.Session, package: str) -> None:
     paths = ["./shared[demo]"] if package == "frugal-shared" else ["./shared", f"./{FOLDERS[package]}[{extras}]"]
     # editable, because uv keeps the wheel of a folder until its pyproject.toml changes
     members = [f"--editable={path}" for path in paths]
-    session.run_install(*install, "--resolution", "lowest-direct", *members, "pytest>=8", "packaging>=24")
-    run(session, "pytest", f"{FOLDERS[package]}/tests", *session.posargs)
+    session.run_install(
+        *install, "--resolution", "lowest-direct", *members, "pytest>=8", "pytest-xdist>=3.6", "packaging>=24"
+    )
+    run_tests(session, f"{FOLDERS[package]}/tests")
 
 
 @nox.session(venv_backend="venv", reuse_venv=False)

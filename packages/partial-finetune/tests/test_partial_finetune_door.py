@@ -51,7 +51,6 @@ def test_help_names_every_command():
         (["eval"], "deltas=() is empty; allowed: one folder or more"),
         (["soup", "a", "b", "--kind", "wise-ft"], "2 deltas with kind='wise-ft'; allowed: one"),
         (["sweep", "--learning-rates"], "learning_rates=() is empty; allowed: one or more"),
-        ("deltas='nowhere' is not a folder; allowed: what `train` or `soup` wrote",),
     ],
 )
 def test_a_wrong_request_is_refused_in_one_line(argv, told):

@@ -11,10 +11,10 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from partial_finetune import bench as benchmark
 from partial_finetune import demo as showing
 from partial_finetune import evaluate as judging
 from partial_finetune.base import Base
-from partial_finetune.bench import bench
 from partial_finetune.checkpoint import open_delta
 from partial_finetune.configs import (
     AnglesConfig,
@@ -246,14 +246,21 @@ def test_a_difference_counts_if_its_interval_excludes_nothing(mean, ci, said):
     assert verdict(mean, ci) == said
 
 
-def test_bench_puts_the_ideal_beside_what_was_measured(tmp_path):
+def test_bench_puts_the_ideal_beside_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "peak_bytes", lambda name, strategy, *_: len(strategy))  # a process for each: slow
     config = BenchConfig(output_dir=tmp_path / "bench", models=("test_vit",), batch_size=2, repeats=1, cpu=True)
-    bench(config)
+    benchmark.bench(config)
     found = {row["strategy"]: row for row in rows(config)}
     assert set(found) >= {"attn", "ffn", "first_half", "last_half", "attn_first", "attn_last", "ffn_first", "ffn_last"}
     assert found["last_half"]["ideal_ratio"] < found["first_half"]["ideal_ratio"] < 1
     assert found["last_half"]["activation_bytes"] < found["last_half"]["full_activation_bytes"]
     assert "step_ratio" in found["lora (peft)"] or "peft" in found["lora (peft)"]["why"]
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own():
+    config = BenchConfig(batch_size=64, cpu=True)
+    full = benchmark.peak_bytes("test_vit", "full", config, torch.device("cpu"))
+    assert 50 * 2**20 < full < 4 * 2**30
 
 
 @pytest.mark.multiprocess

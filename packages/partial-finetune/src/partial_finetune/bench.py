@@ -4,8 +4,11 @@ Beside every measured ratio stands the ideal one, of the operations that autogra
 PEFT's LoRA of the same budget as APLA. Random weights are as slow as trained ones.
 """
 
-import copy
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import timm
@@ -30,7 +33,7 @@ REFERENCES = ("linear", "norm", "bitfit", "apla", "last_2")
 LORA = "lora (peft)"
 CLASSES = 4
 Row = dict[str, Any]
-COLUMNS = ("model", "strategy", "tuned_parameters", "step_ratio", "ideal_ratio", "step_over_ideal", "activation_bytes")
+COLUMNS = ("model", "strategy", "tuned_parameters", "step_ratio", "ideal_ratio", "step_over_ideal", "peak_bytes")
 
 
 def bench(config: BenchConfig) -> None:
@@ -64,26 +67,16 @@ def measure(name: str, strategy: str, config: BenchConfig, device: torch.device)
     torch.manual_seed(config.seed)
     model, size = build(name)
     row: Row = {"model": name, "strategy": strategy, "image_size": size, "batch_size": config.batch_size}
-    images = torch.randn(config.batch_size, 3, size, size, device=device)
-    labels = torch.arange(config.batch_size, device=device) % CLASSES
-    full = Step(copy.deepcopy(model).to(device), FULL, images, labels)
     ideal: float | None = None
-    if strategy == LORA:
-        try:
-            part = Step(lora(model).to(device), None, images, labels)
-        except ImportError:
-            return row | {"why": "peft is not installed: pip install peft"}
-    else:
+    if strategy != LORA:
         costs = [training_cost(model, each, (3, size, size)).flops for each in (strategy, FULL)]
         ideal = costs[0] / costs[1]
-        part = Step(model.to(device), strategy, images, labels)
-    return row | compared(full, part, ideal, config)
-
-
-def compared(full: "Step", part: "Step", ideal: float | None, config: BenchConfig) -> Row:
-    """Time both steps alternately; step_ratio is the strategy's time ÷ full fine-tuning's."""
-    found = compare(part, full, repeats=config.repeats)
-    return {
+    try:
+        part = step_of(name, strategy, config, device)
+    except ImportError:
+        return row | {"why": "peft is not installed: pip install peft"}
+    found = compare(part, full := step_of(name, FULL, config, device), repeats=config.repeats)
+    return row | {
         "tuned_parameters": part.tuned,
         "step_seconds": found.a_seconds,
         "full_seconds": found.b_seconds,
@@ -92,11 +85,42 @@ def compared(full: "Step", part: "Step", ideal: float | None, config: BenchConfi
         "step_ratio_high": found.ratio_high,
         "ideal_ratio": ideal,
         "step_over_ideal": found.ratio / ideal if ideal else None,
-        "peak_bytes": found.a_peak_bytes,
-        "full_peak_bytes": found.b_peak_bytes,
+        "peak_bytes": peak_bytes(name, strategy, config, device),
+        "full_peak_bytes": peak_bytes(name, FULL, config, device),
         "activation_bytes": part.activation_bytes(),
         "full_activation_bytes": full.activation_bytes(),
     }
+
+
+def step_of(name: str, strategy: str, config: BenchConfig, device: torch.device) -> "Step":
+    """Return a step of a strategy on random images.
+
+    Raises:
+        ImportError: it is LoRA, and PEFT is not installed.
+    """
+    model, size = build(name)
+    images = torch.randn(config.batch_size, 3, size, size, device=device)
+    labels = torch.arange(config.batch_size, device=device) % CLASSES
+    if strategy == LORA:
+        return Step(lora(model).to(device), None, images, labels)
+    return Step(model.to(device), strategy, images, labels)
+
+
+@cache
+def peak_bytes(name: str, strategy: str, config: BenchConfig, device: torch.device) -> int:
+    """Return the peak memory of two steps in a process of their own: model, gradients, optimizer, activations."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_peak_bytes, name, strategy, config, device).result()
+
+
+def _peak_bytes(name: str, strategy: str, config: BenchConfig, device: torch.device) -> int:
+    before = getrusage(RUSAGE_SELF).ru_maxrss  # kB: of the libraries
+    step = step_of(name, strategy, config, device)
+    for _ in range(2):
+        step()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
 
 
 class Step:

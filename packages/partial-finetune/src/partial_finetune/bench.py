@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from multiprocessing import get_context
-from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import timm
@@ -21,7 +20,7 @@ from torch import nn
 from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Report
 from frugal_shared.run import Run
-from frugal_shared.timing import compare
+from frugal_shared.timing import compare, peak_memory
 from partial_finetune.base import DINOV2_SIZE
 from partial_finetune.configs import DINOV2, BenchConfig
 from partial_finetune.cost import saved_bytes, training_cost
@@ -107,20 +106,20 @@ def step_of(name: str, strategy: str, config: BenchConfig, device: torch.device)
 
 
 @cache
-def peak_bytes(name: str, strategy: str, config: BenchConfig, device: torch.device) -> int:
+def peak_bytes(name: str, strategy: str, config: BenchConfig, device: torch.device) -> int | None:
     """Return the peak memory of two steps in a process of their own: model, gradients, optimizer, activations."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_peak_bytes, name, strategy, config, device).result()
 
 
-def _peak_bytes(name: str, strategy: str, config: BenchConfig, device: torch.device) -> int:
-    before = getrusage(RUSAGE_SELF).ru_maxrss  # kB: of the libraries
-    step = step_of(name, strategy, config, device)
-    for _ in range(2):
+def _peak_bytes(name: str, strategy: str, config: BenchConfig, device: torch.device) -> int | None:
+    def two_steps() -> None:
+        step = step_of(name, strategy, config, device)
         step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return (getrusage(RUSAGE_SELF).ru_maxrss - before) * 1024
+        step()
+
+    libraries, everything = peak_memory(lambda: None), peak_memory(two_steps)
+    return None if libraries is None or everything is None else everything - libraries
 
 
 class Step:

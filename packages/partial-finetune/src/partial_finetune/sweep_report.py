@@ -26,7 +26,7 @@ def summarise(judged: Sequence[Row]) -> list[Row]:
     }
     rows = [summary_row(name, list(each.values()), of.get(FULL, {})) for name, each in of.items()]
     for row in rows:
-        row["pareto"] = not any(dominates(other, row) for other in rows)
+        row["pareto"] = None if row["tuned_parameters"] is None else not any(dominates(other, row) for other in rows)
     return rows
 
 

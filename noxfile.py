@@ -29,13 +29,14 @@ FOLDERS = {
     "frugal-shared": "shared",
 }
 COMMANDS = [name for name in FOLDERS if name != "frugal-shared"]
-EXTRAS = {name: ["run"] for name in COMMANDS} | {
+EXTRAS = {
     "delta-dit": ["run", "bench", "scores"],
     "clipsam": ["run", "demo"],
     "partial-finetune": ["run", "demo"],
+    "bdp-nas": ["run", "demo"],
     "frugal-shared": ["demo"],
 }
-DEMOS = ["delta-dit", "clipsam", "partial-finetune"]  # the packages whose `demo` command has landed
+DEMOS = ["delta-dit", "clipsam", "partial-finetune", "bdp-nas"]  # the packages whose `demo` command has landed
 EVERYTHING = ["--all-packages", "--extra", "run", "--extra", "demo", "--group", "test"]
 
 each_package = nox.parametrize("package", [nox.param(name, id=name) for name in FOLDERS])

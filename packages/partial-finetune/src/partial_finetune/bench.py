@@ -158,7 +158,7 @@ class Step:
 
 def lora(model: nn.Module) -> nn.Module:
     """Return the model with PEFT's LoRA on every attention's qkv, of about as many parameters as APLA tunes."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
 
     layers: list[tuple[str, Any]] = [each for each in model.named_modules() if each[0].endswith("attn.qkv")]
     budget = sum(parameter.numel() for name, parameter in model.named_parameters() if ".attn.proj." in name)

@@ -1,0 +1,116 @@
+"""What has to be known of a network to build it again, and of its images to feed it: one small JSON."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdp_nas.data import Images
+from bdp_nas.spaces import get_space
+from bdp_nas.spaces.space import Network, Size
+from frugal_shared.checkpoint import write_json
+from frugal_shared.errors import RunError
+
+FILE = "genotype.json"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A genotype with everything around it.
+
+    Args:
+        space: its search space.
+        genotype: the architecture.
+        classes: names, in the order of the logits.
+        channels: width.
+        cells: depth.
+        image: channels, height and width of an image.
+        mean: of each channel of pixels in [0, 1].
+        std: of each channel.
+    """
+
+    space: str
+    genotype: str
+    classes: tuple[str, ...]
+    channels: int
+    cells: int
+    image: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Images, space: str, genotype: str, channels: int, cells: int) -> "Blueprint":
+        """Return the blueprint of a network for these images."""
+        mean, std = (tuple(values.tolist()) for values in images.moments())
+        _, *image = images.pixels.shape
+        return cls(space, genotype, images.classes, channels, cells, (image[0], image[1], image[2]), mean, std)
+
+    @property
+    def size(self) -> Size:
+        """How large the network is."""
+        return Size(len(self.classes), self.channels, self.cells, self.image[0])
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, ``(C,)``."""
+        return torch.tensor(self.mean), torch.tensor(self.std)
+
+    def network(self, auxiliary: bool = False) -> Network:
+        """Return the new network.
+
+        Raises:
+            ValueError: a genotype that is none of the space, or an auxiliary head where the space has none.
+        """
+        return get_space(self.space).network(self.genotype, self.size, auxiliary)
+
+    def write(self, folder: Path) -> None:
+        """Write the JSON into a folder."""
+        write_json(folder / FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Blueprint":
+        """Return what :meth:`write` left in a folder.
+
+        Raises:
+            RunError: there is no such file, or it holds something else.
+        """
+        values = read_values(folder / FILE, "the run folder of a search or a retraining that is done")
+        try:
+            return cls(**values)
+        except TypeError:
+            raise RunError(f"{str(folder / FILE)!r} cannot be read; allowed: what a search wrote") from None
+
+
+def read_values(path: Path, allowed: str) -> dict[str, Any]:
+    """Return what a JSON file of a folder holds, lists as tuples.
+
+    Args:
+        path: the file.
+        allowed: what the folder should be, for the error.
+
+    Raises:
+        RunError: there is no such file, or it holds something else.
+    """
+    try:
+        values = json.loads(path.read_text())
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    except OSError:
+        raise RunError(f"{str(path.parent)!r} has no {path.name}; allowed: {allowed}") from None
+    except (ValueError, AttributeError):
+        raise RunError(f"{str(path)!r} cannot be read; allowed: what a search or a retraining wrote") from None
+
+
+def genotype_of(text: str) -> str:
+    """Return a genotype that is given as it is, or by the folder of a search or a retraining that found it.
+
+    Raises:
+        RunError: a folder of something else.
+    """
+    try:
+        folder = Path(text).is_dir()
+    except OSError:  # too long for a file's name
+        folder = False
+    return Blueprint.read(Path(text)).genotype if folder else text

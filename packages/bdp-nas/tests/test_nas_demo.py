@@ -1,0 +1,50 @@
+"""The demo, tiny: it shows both searches, and says what they cost."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from bdp_nas import demo
+from bdp_nas.configs import DemoConfig
+from frugal_shared.report import Report
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    torch.set_num_threads(1)
+    config = DemoConfig(output_dir=tmp_path_factory.mktemp("demo") / "run", samples=160, epochs=4, cpu=True)
+    config = demo.replace(config, data=("digits",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "RETRAIN_EPOCHS", 1)
+        patch.setitem(demo.NETWORK, "channels", 4)
+        demo.demo(config)
+    return config
+
+
+def test_both_searches_are_told_with_their_costs(done):
+    rows = json.loads((done.output_dir / "rows.json").read_text())
+    assert [row["pruning"] for row in rows] == ["none", "bdp"]
+    assert rows[1]["samples"] < rows[0]["samples"] and rows[1]["forward"] <= rows[0]["forward"]
+    assert all(row["accuracy_low"] <= row["retrained_accuracy"] <= row["accuracy_high"] for row in rows)
+    results = json.loads((done.output_dir / "results.json").read_text())
+    assert results["digits/bdp/samples"] == rows[1]["samples"]
+
+
+def test_the_report_shows_cells_costs_and_what_was_pruned(done):
+    page = Report.read(done.output_dir)
+    captions = [figure["caption"] for block in page.blocks for figure in block.get("figures", ())]
+    for words in ("without pruning", "with BDP", "pruned by then", "kept to the end", "by class"):
+        assert any(words in caption for caption in captions)
+    ledger = [block for block in page.blocks if block["kind"] == "table"][-1]
+    assert {row[2] for row in ledger["rows"]} >= {"weights", "architecture", "pruning"}
+    assert any(re.search(r"BDP's search drew 0\.\d\d× the samples", block.get("text", "")) for block in page.blocks)
+
+
+def test_a_demo_that_is_done_is_read_back(done, monkeypatch):
+    monkeypatch.setattr("bdp_nas.search.Search", None)
+    before = (done.output_dir / "rows.json").read_bytes()
+    monkeypatch.setitem(demo.NETWORK, "channels", 4)
+    demo.demo(demo.replace(done, resume=True))
+    assert (done.output_dir / "rows.json").read_bytes() == before

@@ -33,7 +33,7 @@ EXTRAS = {
     "delta-dit": ["run", "bench", "scores"],
     "clipsam": ["run", "demo"],
     "partial-finetune": ["run", "demo"],
-    "bdp-nas": ["run", "demo"],
+    "bdp-nas": ["run", "demo", "onnx"],
     "frugal-shared": ["demo"],
 }
 DEMOS = ["delta-dit", "clipsam", "partial-finetune", "bdp-nas"]  # the packages whose `demo` command has landed

@@ -124,7 +124,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_not_run(tmp_path):
 )
 def test_a_file_of_another_form_is_refused_in_one_line(tmp_path, capsys, content, told):
     (tmp_path / "a.pbz2").write_bytes(content)
-    assert main(["build-table", str(tmp_path / "a.pbz2"), str(tmp_path / "t.npz")]) == 2
+    assert main(["build-table", str(tmp_path / "a.pbz2"), "--output", str(tmp_path / "t.npz")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert told in lines[0]

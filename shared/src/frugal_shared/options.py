@@ -37,10 +37,19 @@ def parse_options(program: str, kind: type[Config], options: list[str]) -> Confi
             return None
         if isinstance(exit_.__context__, ValueError):  # the config's own check, which tyro has put into a frame
             raise exit_.__context__ from None
-        raise UsageError(_one_line(complaint.getvalue(), kind, options)) from None
+        unknown = _unknown(kind, options)  # tyro would take it for the value of a positional argument
+        if not unknown:
+            raise UsageError(_one_line(complaint.getvalue(), kind, options)) from None
     if unknown:
         raise UsageError(f"{unknown[0]!r} is not an option of {program}; {_suggestion(unknown[0], kind)}")
     return config
+
+
+def _unknown(kind: type[CommandConfig], options: list[str]) -> list[str]:
+    """Return the options that no field of the config is named after."""
+    names = {field.name.replace("_", "-") for field in dataclasses.fields(kind)}
+    given = {word: word[2:].partition("=")[0].replace("_", "-") for word in options if word.startswith("--")}
+    return [word for word, name in given.items() if not {name, name.removeprefix("no-")} & names]
 
 
 def _suggestion(word: str, kind: type[CommandConfig]) -> str:

@@ -199,7 +199,7 @@ class BuildTableConfig(CommandConfig):
 
     source: Annotated[Path, Positional] = Path("NAS-Bench-201-v1_1-096897.pth")
     """A NAS-Bench-201 .pth, an unpacked NATS-tss folder ("…-simple"), or any table that `query` reads."""
-    output: Annotated[Path, Positional] = Path("nasbench201.npz")
+    output: Path = Path("nasbench201.npz")
     """The table to write."""
     epochs: Literal[12, 200] = 200
     """Of the published trainings, those with so many epochs."""

@@ -7,6 +7,7 @@ PEFT's LoRA of the same budget as APLA. Random weights are as slow as trained on
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
 
@@ -158,14 +159,15 @@ class Step:
 
 def lora(model: nn.Module) -> nn.Module:
     """Return the model with PEFT's LoRA on every attention's qkv, of about as many parameters as APLA tunes."""
-    from peft import LoraConfig, get_peft_model  # pyright: ignore[reportMissingImports]
-
+    peft = import_module("peft")  # an extra that the rest can do without
     layers: list[tuple[str, Any]] = [each for each in model.named_modules() if each[0].endswith("attn.qkv")]
     budget = sum(parameter.numel() for name, parameter in model.named_parameters() if ".attn.proj." in name)
     per_rank = sum(module.in_features + module.out_features for _, module in layers)
     rank = max(1, round(budget / per_rank))
-    options = LoraConfig(r=rank, lora_alpha=rank, target_modules=[name for name, _ in layers], modules_to_save=["head"])
-    return get_peft_model(model, options)  # type: ignore[return-value]
+    options = peft.LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=[name for name, _ in layers], modules_to_save=["head"]
+    )
+    return peft.get_peft_model(model, options)  # type: ignore[return-value]
 
 
 def report(rows: Sequence[Row], config: BenchConfig) -> Report:

@@ -51,6 +51,13 @@ def test_a_network_learns_and_what_came_out_is_told(tmp_path):
     assert Blueprint.read(tmp_path / "run").genotype == genotype_of(str(tmp_path / "run")) == CELL
 
 
+def test_the_folder_of_a_search_names_its_space_too(tmp_path):
+    images = open_data(tiny()).train
+    Blueprint.of(images, "macro", "01", 4, 1).write(tmp_path)
+    with pytest.raises(ValueError, match="genotype '01' has 2 blocks; allowed: 3"):
+        retrain(tiny(genotype=str(tmp_path), output_dir=tmp_path / "run"))
+
+
 def test_a_training_that_is_killed_ends_with_the_same_bytes(tmp_path, monkeypatch):
     options = {"drop_path": 0.3, "label_smoothing": 0.1}
     retrain(tiny(output_dir=tmp_path / "whole", **options))

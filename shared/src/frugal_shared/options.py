@@ -28,7 +28,7 @@ def parse_options(program: str, kind: type[Config], options: list[str]) -> Confi
     Raises:
         UsageError: an option is unknown, lacks a value, or has one that is not possible.
     """
-    complaint = io.StringIO()
+    complaint, config = io.StringIO(), None
     try:
         with contextlib.redirect_stderr(complaint):
             config, unknown = tyro.cli(kind, prog=program, args=options, return_unknown_args=True)

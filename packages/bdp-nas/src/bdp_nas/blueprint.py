@@ -103,14 +103,23 @@ def read_values(path: Path, allowed: str) -> dict[str, Any]:
         raise RunError(f"{str(path)!r} cannot be read; allowed: what a search or a retraining wrote") from None
 
 
+def blueprint_of(text: str) -> Blueprint | None:
+    """Return the blueprint in a folder of a search or a retraining; None if the text names no folder.
+
+    Raises:
+        RunError: a folder of something else.
+    """
+    try:
+        return Blueprint.read(Path(text)) if Path(text).is_dir() else None
+    except OSError:  # a genotype that is too long for a file's name
+        return None
+
+
 def genotype_of(text: str) -> str:
     """Return a genotype that is given as it is, or by the folder of a search or a retraining that found it.
 
     Raises:
         RunError: a folder of something else.
     """
-    try:
-        folder = Path(text).is_dir()
-    except OSError:  # too long for a file's name
-        folder = False
-    return Blueprint.read(Path(text)).genotype if folder else text
+    found = blueprint_of(text)
+    return text if found is None else found.genotype

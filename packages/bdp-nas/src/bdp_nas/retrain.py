@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from bdp_nas.bilevel import CHECKPOINTS, MOMENTUM, cosine
-from bdp_nas.blueprint import Blueprint, genotype_of
+from bdp_nas.blueprint import Blueprint, blueprint_of, genotype_of
 from bdp_nas.configs import RetrainConfig
 from bdp_nas.data import Images, open_data
 from bdp_nas.loading import Augmented, loader_of, normalise
@@ -37,6 +38,8 @@ def retrain(config: RetrainConfig) -> None:
         RunError: an image or a folder cannot be read, or the ``[demo]`` extra is missing.
     """
     genotype = genotype_of(config.genotype)
+    if found := blueprint_of(config.genotype):
+        config = replace(config, space=found.space)
     with Run(config, "bdp-nas") as run:
         run.restore()  # what was logged after the checkpoint
         facts = run_retrain(run, config, genotype, run.folder, config.seed)

@@ -1035,8 +1035,9 @@ def test_compilation_happens_once_and_changes_nothing(recipe, first):
         recipe(pipe, counter)
     assert torch.equal(draw(pipe), expected)
     compiled = counter.frame_count
-    assert 1 <= compiled <= 6
+    assert 1 <= compiled <= (6 if torch.__version__ >= (2, 10) else 2 * BLOCKS + 2)  # older ones compile every block
     assert torch.equal(draw(pipe), expected) and torch.equal(draw(pipe), expected)
+    draw(pipe, num_inference_steps=2 * STEPS)
     assert counter.frame_count == compiled and not delta_cache_stats(pipe).fallbacks
     disable_delta_cache(pipe)
     draw(pipe)

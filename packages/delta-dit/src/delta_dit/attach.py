@@ -12,6 +12,9 @@ To compile, compile the blocks first, so that the hooks stay outside the graphs;
 
 ``block.compile()``, ``compile_repeated_blocks()`` and ``torch.compile(transformer)`` work as well, before or after the
 cache is enabled, but break the graph at every block; so ``fullgraph=True`` is not possible with them.
+
+Before torch 2.10 every block is compiled anew, in part also without the cache, and after eight of them torch gives up:
+for models of more blocks, set ``torch._dynamo.config.recompile_limit`` to twice their number.
 """
 
 import inspect

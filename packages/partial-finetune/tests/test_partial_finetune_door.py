@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from importlib import import_module
 from importlib.metadata import metadata
+from types import FunctionType
 
 import pytest
 
@@ -32,6 +34,12 @@ def test_everything_at_the_door_is_there():
     assert all(getattr(partial_finetune, name) for name in partial_finetune.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         _ = partial_finetune.Nothing
+
+
+@pytest.mark.parametrize("name", ["anatomy", "angle", "freeze", "merge", "select"])
+def test_a_module_does_not_hide_the_function_of_its_name(name):
+    import_module(f"partial_finetune.{name}")
+    assert isinstance(getattr(partial_finetune, name), FunctionType)
 
 
 def test_help_names_every_command():

@@ -1,7 +1,9 @@
 """Fine-tuning of the right parts of a vision transformer, and soups of them (Partial Fine-Tuning, arXiv 2312.15681)."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING
+
+from partial_finetune.door import Door
 
 if TYPE_CHECKING:
     from partial_finetune.anatomy import Anatomy, anatomy
@@ -16,9 +18,4 @@ __all__ += ["open_delta", "save_delta", "select"]
 _HOME = dict.fromkeys(__all__, "checkpoint") | dict.fromkeys(["Anatomy", "anatomy"], "anatomy")
 _HOME |= dict.fromkeys(["angle", "angles"], "angle") | dict.fromkeys(["Frozen", "freeze"], "freeze")
 _HOME |= dict.fromkeys(["Choice", "select"], "select")
-
-
-def __getattr__(name: str) -> Any:  # so that ``partial-finetune --help`` need not wait for torch
-    if name not in _HOME:
-        raise AttributeError(f"module 'partial_finetune' has no attribute {name!r}")
-    return getattr(import_module(f"partial_finetune.{_HOME[name]}"), name)
+sys.modules[__name__].__class__ = Door

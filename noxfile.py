@@ -104,6 +104,14 @@ def multiprocess(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the pages into site/, strictly, after a look whether the generated ones are up to date."""
+    sync(session, "all", *EVERYTHING, "--group", "docs")
+    run(session, "python", "docs/make_results.py", "--check")
+    run(session, "mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check the code's rules and its format with ruff."""
     sync(session, "lint", "--only-group", "lint")

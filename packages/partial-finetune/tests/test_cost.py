@@ -39,6 +39,14 @@ def test_the_eight_strategies_of_vit_b_cost_what_was_derived_by_hand(vit_b, stra
     assert found.state_bytes / MEBI == pytest.approx(memory, abs=1)
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "efficientnet_lite0"])
+def test_depthwise_convolutions_cost_backward_twice_what_they_cost_forward(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=10)
+    forward = cost(model, "linear").flops  # all but the head frozen
+    assert cost(model, "full").flops == pytest.approx(3 * forward, rel=0.03)  # the images themselves want no gradient
+
+
 def test_counting_leaves_the_model_as_it_is(vit):
     before = {name: value.clone() for name, value in vit.state_dict().items()}
     training_cost(vit, "attn", (3, 32, 32))

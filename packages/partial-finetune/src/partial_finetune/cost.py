@@ -5,9 +5,11 @@ leaves out (the frozen prefix, the gradients of frozen weights) is left out here
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from partial_finetune.freeze import freeze
 
 ADAM_BYTES = 12  # of a tuned fp32 weight: its gradient and Adam's two moments
+
+
+def _convolution_backward(gradient: Any, images: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """Return the operations of a convolution's backward pass: either gradient takes as many as the forward pass.
+
+    torch's own formula takes the weight gradient of a grouped convolution for that of a full one, and so a depthwise
+    convolution of C channels for C times as much. It is called with shapes in the place of tensors.
+    """
+    transposed, wanted = rest[4], rest[-1]  # wanted: the gradients of images, weight and bias
+    places = math.prod((images if transposed else gradient)[2:])
+    return 2 * images[0] * places * math.prod(weight) * sum(wanted[:2])
+
+
+COUNTED_OTHERWISE = {torch.ops.aten.convolution_backward: _convolution_backward}
 
 
 @dataclass(frozen=True)
@@ -45,7 +61,7 @@ def training_cost(model: nn.Module, strategy: str, image_size: tuple[int, int, i
     """
     twin = copy.deepcopy(model).to("meta").train()
     frozen = freeze(twin, strategy, seed=seed)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=COUNTED_OTHERWISE) as counter:
         twin(torch.empty(1, *image_size, device="meta")).sum().backward()
     tuned = sum(value.numel() for value in frozen.parameters())
     weights = sum(value.numel() for value in twin.parameters())

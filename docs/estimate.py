@@ -2,7 +2,7 @@
 
 Nothing is run: models are built on the meta device, and operations counted by torch's counter and by the packages' own
 tools (``partial_finetune.cost``, ``bdp_nas.ledger``, ``delta_dit.plan``). Hours are operations ÷ an assumed throughput,
-so that they are estimates; none was measured. It takes a minute and needs no weights.
+so that they are estimates; none was measured. It takes two minutes and needs no weights.
 """
 
 import json

@@ -181,7 +181,7 @@ SECTIONS = (
         "partial-finetune-bench",
         "partial-finetune: what a training step costs",
         "partial-finetune bench",
-        "Relative to full fine-tuning, in alternating pairs, on one thread of a shared CPU; ideal: ratio of operations.",
+        "Relative to full fine-tuning, in alternating pairs, one thread of a shared CPU; ideal: ratio of operations.",
         {
             "model": "model",
             "strategy": "strategy",
@@ -294,15 +294,16 @@ def table(rows: Sequence[Row], columns: Columns) -> str:
 def cell(row: Row, key: str, how: str | tuple[str, float, int]) -> str:
     """Return a figure with its interval, if it has one."""
     value = row.get(key)
-    if value is None or isinstance(value, float) and math.isnan(value):
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, str):
         return value.replace("|", "\\|")
     if isinstance(how, str):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
     _, factor, digits = how
-    text, spread = f"{value * factor:,.{digits}f}", row.get(f"{key}_ci")
-    if spread is not None and not math.isnan(spread) and spread:
+    sign = "+" if "minus" in key else ""
+    text, spread = f"{value * factor:{sign},.{digits}f}", row.get(f"{key}_ci")
+    if spread is not None and not math.isnan(spread):
         return f"{text} ± {spread * factor:.{digits}f}"
     if row.get(f"{key}_low") is not None:
         return f"{text} ({row[f'{key}_low'] * factor:.{digits}f} – {row[f'{key}_high'] * factor:.{digits}f})"
@@ -314,8 +315,8 @@ def results() -> str:
     parts = [
         "# Results\n",
         "What was measured, file by file of `docs/results/`: this page is written from them by "
-        "`python docs/make_results.py`. ± is the half width of a 95 % Student-t interval over the seeds, an interval in "
-        "brackets the range of the timed pairs or a 95 % interval. All of it is small scale, on CPUs; "
+        "`python docs/make_results.py`. ± is the half width of a 95 % Student-t interval over the seeds, an interval "
+        "in brackets the range of the timed pairs or a 95 % interval. All of it is small scale, on CPUs; "
         "[claims](claims.md) says what that means for each paper.\n",
     ]
     for path in sorted((DOCS / "results").glob("*.json")):

@@ -15,7 +15,6 @@ import timm
 import torch
 from diffusers import AutoencoderKL, DiTTransformer2DModel, PixArtTransformer2DModel
 from segment_anything import sam_model_registry
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bdp_nas.ledger import flops_per_sample
@@ -38,27 +37,26 @@ T5_WEIGHTS, T5_TOKENS = 4.76e9, 120  # PixArt's text encoder, T5 v1.1 XXL, by it
 Row = dict[str, Any]
 
 
-def flops(model: nn.Module, *inputs: Any, **options: Any) -> int:
+def flops(model: Any, *inputs: Any, **options: Any) -> int:
     """Return the floating point operations of one forward pass."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(*inputs, **options)
     return counter.get_total_flops()
 
 
-def parameters(model: nn.Module) -> int:
+def parameters(model: Any) -> int:
     """Return how many weights a model has."""
     return sum(value.numel() for value in model.parameters())
 
 
 def delta_dit_rows() -> Iterator[Row]:
     """Yield a row per diffusion model: seconds per image, uncached and at 1.6 times fewer block evaluations."""
-    decoder = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
+    vae: Row = {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+    }
+    decoder = AutoencoderKL(**vae, layers_per_block=2, latent_channels=4)
     for name, pixels, steps, guided in (
         ("DiT-XL/2", 256, 20, True),
         ("DiT-XL/2", 512, 20, True),
@@ -90,7 +88,7 @@ def transformer(side: int, draws_text: bool) -> Any:
     """Return DiT-XL/2 or PixArt-α for latents of so many pixels."""
     if draws_text:
         return PixArtTransformer2DModel(sample_size=side, caption_channels=4096, use_additional_conditions=False)
-    shape = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28}
+    shape: Row = {"num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28}
     return DiTTransformer2DModel(**shape, in_channels=4, out_channels=8, sample_size=side)
 
 
@@ -105,12 +103,12 @@ def conditions(batch: int, draws_text: bool) -> Row:
 
 def clipsam_rows() -> Iterator[Row]:
     """Yield a row per stage of ClipSAM at full scale: what an image costs, and so many of them."""
-    tower = open_clip.create_model("ViT-L-14-336-quickgelu", device="meta", force_image_size=518).visual
+    tower: Any = open_clip.create_model("ViT-L-14-336-quickgelu", device="meta", force_image_size=518).visual
     sam = sam_model_registry["vit_h"]()
     head = UMCIHead(4, 1024, 768, hidden=256, pool_kernels=(3, 9), pool_stride=None)
     patches = [torch.empty(1, 1024, 37, 37)] * 4
     with FlopCounterMode(display=False) as counter:
-        sum(stage.sum() for stage in head(patches, torch.empty(2, 768))).backward()
+        torch.stack([stage.sum() for stage in head(patches, torch.empty(2, 768))]).sum().backward()
     for what, per_image, images, weights in (
         ("features of VisA's 2,162 test images", flops(tower, torch.empty(1, 3, 518, 518)), 2162, tower),
         ("2,000 steps of UMCI on 8 images", counter.get_total_flops(), 16_000, head),

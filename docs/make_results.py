@@ -47,7 +47,9 @@ def _mean_row(group: Sequence[Row]) -> Row:
         values = [each[key] for each in group]
         if key == "seed" or not all(isinstance(value, int | float) for value in values):
             continue
-        row[key], row[f"{key}_ci"] = mean_interval(values)
+        row[key] = values[0]
+        if len(set(values)) > 1:
+            row[key], row[f"{key}_ci"] = mean_interval(values)
     return row
 
 

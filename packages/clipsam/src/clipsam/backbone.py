@@ -33,7 +33,8 @@ class Backbone(nn.Module):
         image_size: side of the square that every image is resized to, a multiple of the patch. Squashed, not cropped:
             a crop would lose defects at the border, and masks would no longer lie on the image.
         stages: the blocks, counted from 0, whose patch tokens are used; the paper's 6, 12, 18, 24 are 5, 11, 17, 23.
-        mean, std: of the pixels in [0, 1] that the model was trained with.
+        mean: of the pixels in [0, 1] that the model was trained with.
+        std: likewise.
 
     Raises:
         ValueError: a size or a block that is not possible, or another visual tower.

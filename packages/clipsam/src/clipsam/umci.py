@@ -164,7 +164,9 @@ class UMCIHead(nn.Module):
 
     Args:
         stages: how many.
-        in_channels, text_dim, hidden, pool_kernels, pool_stride: see :class:`UMCI`.
+        in_channels: C, width of the visual tower.
+        text_dim: C_t, width of the joint space.
+        options: the others of :class:`UMCI`.
     """
 
     def __init__(self, stages: int, in_channels: int, text_dim: int, **options: object) -> None:

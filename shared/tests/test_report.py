@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Plot
 from PIL import Image
 
 from frugal_shared.errors import RunError, UsageError
-from frugal_shared.report import Figure, Report, grid, join_reports, main
+from frugal_shared.report import Claim, Figure, Report, grid, join_reports, main
 
 HOSTILE = """</script></style>"'><evil onload=x>&amp;{{ 7*7 }}"""
 
@@ -59,6 +59,7 @@ def report(words="a word"):
     made.slider(Figure(picture(1), words, words), Figure(picture(2), words), words)
     made.table([{words: words, "accuracy": 0.5}], words)
     made.command(words)
+    made.claims(words, [Claim(words, words, words)])
     made.section(words)
     return made
 
@@ -219,11 +220,20 @@ def test_gallery_joins_the_leads_and_results(tmp_path, capsys):
     html = (tmp_path / "out/index.html").read_text()
     page = Page(html)
     assert [article["id"] for article in page.all("article")] == ["delta-dit", "clipsam"]
-    assert len(page.all("img")) == 10 and len(page.all("table")) == 2
+    assert len(page.all("img")) == 10 and len(page.all("table")) == 3
     assert "words of clipsam" in page.words and "only in the whole report" not in html
     links = [link["href"] for link in page.all("a")]
-    assert links == ["#delta-dit", "#clipsam", "../run%201%23%3F/report.html", "../deep/run2/report.html"]
+    assert links == ["#delta-dit", "#clipsam", "#claims", "../run%201%23%3F/report.html", "../deep/run2/report.html"]
     assert capsys.readouterr().out == f"{tmp_path / 'out/index.html'}\n"
+
+
+def test_claims_of_all_reports_stand_in_one_table_at_the_end_of_the_gallery(tmp_path):
+    runs = [run_folder(tmp_path / name, name, words=f"words of {name}") for name in ("delta-dit", "clipsam")]
+    page = Page(join_reports(tmp_path / "out", runs).read_text())
+    assert len([table for table in page.all("table") if table.get("class") == "claims"]) == 1
+    last = page.words[page.words.index("The paper says") :]
+    assert last.count("words of delta-dit") == last.count("words of clipsam") == 4
+    assert [table for table in Page(Report.read(runs[0]).html()).all("table") if table.get("class") == "claims"]
 
 
 def test_missing_folder_is_one_line_and_leaves_nothing(tmp_path):

@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
@@ -47,11 +47,23 @@ class Figure:
     """Enlarge a tiny picture by a whole factor, with sharp pixels."""
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, beside what this run measured."""
+
+    paper: str
+    """The claim, in words; a number in it is the paper's."""
+    measured: str
+    """What came out here, its numbers put in by the run; or that it was not measured, and the command that does."""
+    scale: str
+    """What was measured on: model, data, samples, seeds."""
+
+
 class Report:
     """A report under construction: blocks are shown in the order in which they were added.
 
     What stands before the first :meth:`section` is the lead, and all that a gallery shows of the report. So the best
-    pictures come first, then the table that sums up, then the command; details follow in sections.
+    pictures come first, then the table that sums up, then the command and the claims; details follow in sections.
 
     Args:
         title: the heading of the page.
@@ -113,6 +125,15 @@ class Report:
         columns = [{"name": name, "numeric": _is_numeric(row[i] for row in values)} for i, name in enumerate(names)]
         self._add("table", columns=columns, rows=values, caption=caption)
 
+    def claims(self, source: str, claims: Iterable[Claim]) -> None:
+        """Add a table of what a paper says and what was measured; a gallery joins those of all reports at its end.
+
+        Args:
+            source: the paper, such as "Δ-DiT, arXiv 2406.01125".
+            claims: in the order in which they are shown.
+        """
+        self._add("claims", source=source, rows=[asdict(claim) for claim in claims])
+
     def html(self) -> str:
         """Return the page."""
         return _render("report.html.j2", report=self)
@@ -152,7 +173,7 @@ def join_reports(folder: Path, runs: Sequence[Path], title: str = "Frugal Vision
     """Join the reports of several runs, one per package, into a gallery.
 
     Writes ``results.json``, package (with underscores) → results of its run, and ``index.html``, which shows the lead
-    of every report and links to the whole.
+    of every report, links to the whole, and ends in one table of all claims.
 
     Args:
         folder: where to write.

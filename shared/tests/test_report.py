@@ -115,6 +115,14 @@ def test_page_asks_for_nothing(pages):
         assert not re.search(r"https?://", html)
 
 
+def test_what_stands_between_backticks_is_code_and_still_no_program():
+    made = Report("t")
+    made.text("`pytest -k <b>` and `x` but not a ` alone")
+    made.claims("s", [Claim("`a`", "`b`", "`c`")])
+    assert "<p><code>pytest -k &lt;b&gt;</code> and <code>x</code> but not a ` alone</p>" in made.html()
+    assert len(Page(made.html()).all("code")) == 5
+
+
 def test_policy_forbids_requests_and_admits_the_script(pages):
     for html in pages:
         (policy,) = [meta["content"] for meta in Page(html).all("meta") if "http-equiv" in meta]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from typing import Any, Self
 import matplotlib
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure as Plot
 from PIL import Image
 
@@ -30,6 +31,7 @@ from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.errors import RunError, UsageError
 
 FORMAT = 1
+SUBTITLE = "Measured in one run on this machine: pictures first, then the figures, and the command that repeats them."
 _SMALLEST_WIDTH = 480  # screen pixels that a pixelated picture is enlarged to
 
 
@@ -169,7 +171,7 @@ class Report:
         self.blocks.append({"kind": kind, **content})
 
 
-def join_reports(folder: Path, runs: Sequence[Path], title: str = "Frugal Vision", subtitle: str = "") -> Path:
+def join_reports(folder: Path, runs: Sequence[Path], title: str = "Frugal Vision", subtitle: str = SUBTITLE) -> Path:
     """Join the reports of several runs, one per package, into a gallery.
 
     Writes ``results.json``, package (with underscores) → results of its run, and ``index.html``, which shows the lead
@@ -308,6 +310,11 @@ def _shown(value: bool | int | float | str | None) -> str:
     return number.replace("-", "−").replace("inf", "∞")
 
 
+def _prose(text: str) -> Markup:
+    """Return a text as HTML, with what stands between `backticks` as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
@@ -325,7 +332,7 @@ def _render(template: str, **content: Any) -> str:
     # the policy names the script by its hash, so that no other script runs whatever a caption may hold
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     pages.globals.update(style=Markup(style), script=Markup(script), script_hash=digest)
-    pages.filters["shown"] = _shown
+    pages.filters.update(shown=_shown, prose=_prose)
     return pages.get_template(template).render(**content)
 
 

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nox
@@ -78,9 +79,40 @@ def demo(session: nox.Session) -> None:
     sync(session, "all", *EVERYTHING)
     folders = {name: f"runs/demo/{name}" for name in DEMOS}
     shutil.rmtree(ROOT / "runs/demo", ignore_errors=True)
-    for name, folder in folders.items():
-        run(session, name, "demo", "--output-dir", folder, *session.posargs)
+    run_together(session, [[name, "demo", "--output-dir", folders[name], *session.posargs] for name in DEMOS])
     run(session, "python", "-m", "frugal_shared.report", "runs/demo", *folders.values())
+
+
+def run_together(session: nox.Session, commands: list[list[str]]) -> None:
+    """Run commands in the environment synced last, as many at once as there are cores, which they share.
+
+    What a command writes is shown when it ends. All run to their end; then the session fails if one has failed.
+    """
+    cores = os.cpu_count() or 1
+    together = min(cores, len(commands))
+    session.env["OMP_NUM_THREADS"] = str(cores // together)
+    session.log(f"{len(commands)} commands, {together} at once: what each writes is shown when it ends")
+    environment = {key: value for key, value in (os.environ | session.env).items() if value is not None}
+
+    def finish(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+        began = time.perf_counter()
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "text": True}
+        ended = subprocess.run([UV, "run", *command], cwd=ROOT, env=environment, **streams)
+        return ended, time.perf_counter() - began
+
+    failed = []
+    pool = ThreadPoolExecutor(together)
+    try:
+        for done in as_completed([pool.submit(finish, command) for command in commands]):
+            ended, seconds = done.result()
+            command = " ".join(ended.args[2:])
+            session.log(f"{command}: exit code {ended.returncode} after {seconds:.0f} s")
+            print(ended.stdout, end="", flush=True)
+            failed += [command] if ended.returncode else []
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing new is started
+    if failed:
+        session.error(f"failed: {'; '.join(failed)}")
 
 
 @nox.session

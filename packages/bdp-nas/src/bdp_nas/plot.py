@@ -74,11 +74,11 @@ def kept_plot(found: Found, classes: Sequence[str]) -> Plot:
     )
 
 
-def walls(found: Found, images: Images, count: int) -> dict[str, Image]:
+def walls(found: Found, images: Images, count: int, columns: int = 12) -> dict[str, Image]:
     """Return pictures that a level kept to the end and pictures that none did, evenly spaced; no wall of nothing."""
     kept = sorted(index for indices in found.kept.values() for index in indices)
     rows = {KEPT: kept, PRUNED: sorted(set(range(len(images))).difference(kept))}
-    return {name: wall(pixels(images, evenly(each, count))) for name, each in rows.items() if each}
+    return {name: wall(pixels(images, evenly(each, count)), columns) for name, each in rows.items() if each}
 
 
 def evenly(rows: Sequence[int], count: int) -> list[int]:

@@ -157,9 +157,8 @@ def claims(rows: Sequence[Row], config: DemoConfig) -> list[Claim]:
     )
 
     def reached(name: str) -> str:
-        share = of[name]["tuned_parameters"] / of["full"]["tuned_parameters"]
         low, high = (of[name][f"accuracy_{end}"] for end in ("low", "high"))
-        return f"{of[name]['accuracy']:.1%} ({low:.1%} to {high:.1%}) with {share:.0%} of the weights"
+        return f"{of[name]['accuracy']:.1%} ({low:.1%} to {high:.1%}) with {of[name]['tuned_parameters']:,} weights"
 
     return [
         Claim(
@@ -187,11 +186,10 @@ def scatter(rows: Sequence[Row]) -> Plot:
     plot = Plot(figsize=(5.6, 3.8), layout="constrained")
     axes = plot.subplots()
     for row in rows:
-        x, y = row["tuned_parameters"] / 1e6, row["accuracy"]
-        axes.errorbar(x, y, [[y - row["accuracy_low"]], [row["accuracy_high"] - y]], fmt="o", capsize=3)
-        offset, align = (-4, "right") if x > 1 else (4, "left")  # away from the edge
-        axes.annotate(row["strategy"], (x, y), (offset, 4), textcoords="offset points", fontsize=8, ha=align)
-    axes.set_xscale("log")
+        x, y, top = row["tuned_parameters"] / 1e6, row["accuracy"], row["accuracy_high"]
+        axes.errorbar(x, y, [[y - row["accuracy_low"]], [top - y]], fmt="o", capsize=3)
+        axes.annotate(row["strategy"], (x, top), (0, 3), textcoords="offset points", fontsize=8, ha="center")
+    axes.margins(x=0.12, y=0.08)
     axes.set_xlabel("tuned parameters (millions)")
     axes.set_ylabel("accuracy")
     return plot

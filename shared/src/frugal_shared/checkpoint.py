@@ -46,6 +46,21 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
 
 
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return the object (or what ``kind`` says: the list) that a JSON file holds.
+
+    Raises:
+        RunError: the file is missing, torn, or holds something else; the message names it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path.name} in {str(path.parent)!r} cannot be read: {error}") from error
+    if not isinstance(value, kind):
+        raise RunError(f"{path.name} in {str(path.parent)!r} holds no {'object' if kind is dict else kind.__name__}")
+    return value
+
+
 def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 3) -> Path:
     """Write ``tree`` as checkpoint ``step`` below ``folder``, keep the newest ``keep``, return the new one's path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +100,7 @@ def load_checkpoint(path: Path) -> tuple[int, Any]:
         if _digest(data, state["step"], state["tree"]) != state["sha256"]:
             raise RunError(f"checkpoint {str(path)!r} is torn: it does not match its hash")
         return int(state["step"]), _unpack(state["tree"], load_bytes(data))
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
 
 

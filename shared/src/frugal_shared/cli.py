@@ -80,7 +80,9 @@ def _print_help(program: str, commands: Commands) -> None:
 
 
 def _describe(error: Exception) -> tuple[str, int]:
-    message = " ".join(str(error).split()) or type(error).__name__
+    # a file's name may hold anything, also what moves the terminal's cursor
+    visible = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    message = " ".join(visible.split()) or type(error).__name__
     if isinstance(error, ValueError):
         return message, 2
     if isinstance(error, RunError | OSError | ImportError):

@@ -9,7 +9,6 @@ several environments, are joined into one page::
 
 import base64
 import hashlib
-import json
 import math
 import os
 import re
@@ -22,12 +21,12 @@ from typing import Any, Self
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, TemplateError
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure as Plot
 from PIL import Image
 
-from frugal_shared.checkpoint import write_bytes, write_json
+from frugal_shared.checkpoint import read_json, write_bytes, write_json
 from frugal_shared.errors import RunError, UsageError
 
 FORMAT = 1
@@ -154,11 +153,15 @@ class Report:
         Raises:
             RunError: it is missing, unreadable, or of another format.
         """
-        content = _read_json(folder / "report.json")
+        content = read_json(folder / "report.json")
         if content.get("format") != FORMAT:
             raise RunError(f"report.json in {str(folder)!r} has format {content.get('format')!r}; allowed: {FORMAT}")
-        report = cls(content["title"], content["subtitle"])
-        report.blocks = content["blocks"]
+        try:
+            report = cls(content["title"], content["subtitle"])
+            report.blocks = content["blocks"]
+            report.html()
+        except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
+            raise RunError(f"report.json in {str(folder)!r} holds no report: {error}") from error
         return report
 
     @property
@@ -192,13 +195,13 @@ def join_reports(folder: Path, runs: Sequence[Path], title: str = "Frugal Vision
     """
     entries, results = [], {}
     for run in runs:
-        package = _read_json(run / "manifest.json").get("package")
+        package = read_json(run / "manifest.json").get("package")
         if not isinstance(package, str):
             raise RunError(f"manifest.json in {str(run)!r} names no package")
         name = package.replace("-", "_")
         if name in results:
             raise UsageError(f"runs={str(run)!r} is a second run of {package!r}; allowed: one run per package")
-        results[name] = _read_json(run / "results.json")
+        results[name] = read_json(run / "results.json")
         link = Path(os.path.relpath(run, folder), "report.html").as_posix()
         entries.append({"package": package, "report": Report.read(run), "link": link})
     page = _render("gallery.html.j2", title=title, subtitle=subtitle, entries=entries)
@@ -313,16 +316,6 @@ def _shown(value: bool | int | float | str | None) -> str:
 def _prose(text: str) -> Markup:
     """Return a text as HTML, with what stands between `backticks` as code."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path.name} in {str(path.parent)!r} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path.name} in {str(path.parent)!r} holds no object")
-    return content
 
 
 def _render(template: str, **content: Any) -> str:

@@ -18,6 +18,7 @@ from delta_dit.plan import Reuse
 from delta_dit.search import Candidates, ErrorModel, Trial
 from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
+from frugal_shared.tensors import pack_tensors
 
 STEPS, BLOCKS = 5, 3
 
@@ -119,16 +120,13 @@ def test_file_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spoil", ["missing", "torn", "schema", "foreign"])
 def test_bad_file_is_one_line(tmp_path: Path, spoil: str) -> None:
-    from safetensors.numpy import save_file
-
     if spoil == "torn":
         (tmp_path / FILE).write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
     if spoil == "schema":
-        save_file({"x": np.zeros(1)}, tmp_path / FILE, {"schema": "99", "facts": "{}"})
+        (tmp_path / FILE).write_bytes(pack_tensors({"x": torch.zeros(1)}, {"schema": "99", "facts": "{}"}))
     if spoil == "foreign":
-        save_file(
-            {"x": np.zeros(1)}, tmp_path / FILE, {"schema": "1", "facts": json.dumps({"probes": [], "levels": []})}
-        )
+        notes = {"schema": "1", "facts": json.dumps({"probes": [], "levels": []})}
+        (tmp_path / FILE).write_bytes(pack_tensors({"x": torch.zeros(1)}, notes))
     with pytest.raises(UsageError, match=r"calibration='.*'.* allowed: ") as caught:
         Calibration.load(tmp_path)
     assert "\n" not in str(caught.value)

@@ -63,12 +63,13 @@ Row = dict[str, Any]
 
 def bench(config: BenchConfig) -> None:
     """Draw, tune, judge, time, and write the rows and the report; a resumed run keeps the rows it has."""
+    plan = None if config.plan is None else DeltaPlan.load(config.plan)  # what is wrong with it is told at once
     sampler = load_sampler(config.model, random_weights=config.random_weights)
     sampler = replace(sampler, conditions=conditions(config, sampler))
     check_range("speedup", config.speedup, 1, config.steps or sampler.steps)
-    if config.plan is not None:  # what is wrong with it is told at once
-        plan = DeltaCacheConfig(plan=DeltaPlan.load(config.plan))
-        plan.plan_for(config.steps or sampler.steps, len(blocks_of(sampler.pipe.transformer)))
+    if plan is not None:
+        blocks = len(blocks_of(sampler.pipe.transformer))
+        DeltaCacheConfig(plan=plan).plan_for(config.steps or sampler.steps, blocks)
     with Run(config, "delta-dit") as run:
         sampler.pipe.to(run.accelerator.device)
         contest = Contest(config, sampler, run)

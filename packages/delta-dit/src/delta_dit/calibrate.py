@@ -22,8 +22,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch import Tensor
 
 from delta_dit.adapters import Block, adapter_for, argument_reader, blocks_of, stream_reader
@@ -38,6 +36,7 @@ from frugal_shared.errors import RunError, UsageError
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
+from frugal_shared.tensors import pack_tensors, read_tensors
 
 SCHEMA = 1
 FILE = "calibration.safetensors"
@@ -85,26 +84,25 @@ class Calibration:
         """Write ``calibration.safetensors`` into a folder, atomically."""
         probes = [(probe.start, probe.stop, probe.order) for probe in self.probes]
         facts = {"probes": probes, "levels": self.levels, "power": self.power, "about": self.about}
-        tensors = {"sketches": self.sketches, "harm": self.harm}
-        write_bytes(folder / FILE, save(tensors, {"schema": str(SCHEMA), "facts": json.dumps(facts)}))
+        tensors = {"sketches": torch.from_numpy(self.sketches), "harm": torch.from_numpy(self.harm)}
+        write_bytes(folder / FILE, pack_tensors(tensors, {"schema": str(SCHEMA), "facts": json.dumps(facts)}))
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UsageError: there is no calibration, or not one of this schema.
+            UsageError: there is no calibration, a damaged one, or not one of this schema.
         """
         try:
-            with safe_open(folder / FILE, framework="numpy") as file:
-                notes = file.metadata() or {}
-                if notes.get("schema") != str(SCHEMA):
-                    raise UsageError(f"calibration={str(folder)!r} has schema {notes.get('schema')}; allowed: {SCHEMA}")
-                facts = json.loads(notes["facts"])
-                facts["probes"] = tuple(Reuse(*probe) for probe in facts["probes"])
-                facts["levels"] = tuple(facts["levels"])
-                return cls(file.get_tensor("sketches"), file.get_tensor("harm"), **facts)
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            tensors, notes = read_tensors(folder / FILE)
+            if notes["schema"] != str(SCHEMA):
+                raise UsageError(f"calibration={str(folder)!r} has schema {notes['schema']}; allowed: {SCHEMA}")
+            facts = json.loads(notes["facts"])
+            facts["probes"] = tuple(Reuse(*probe) for probe in facts["probes"])
+            facts["levels"] = tuple(facts["levels"])
+            return cls(tensors["sketches"].numpy(), tensors["harm"].numpy(), **facts)
+        except (RunError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise UsageError(
                 f"calibration={str(folder)!r} cannot be read ({error}); allowed: the run folder of delta-dit calibrate"
             ) from error

@@ -24,9 +24,10 @@ GRID_COLUMNS, GRID_IMAGES = 8, 64
 
 def generate(config: GenerateConfig) -> None:
     """Draw the images that are not there yet, then the grid and the results."""
+    cache = cache_config(config)  # a plan that cannot be read is told before a large model is loaded
     sampler = load_sampler(config.model, random_weights=config.random_weights)
     sampler = replace(sampler, conditions=conditions(config, sampler))
-    enable_delta_cache(sampler.pipe, cache_config(config))
+    enable_delta_cache(sampler.pipe, cache)
     with Run(config, "delta-dit") as run:
         accelerator = run.accelerator
         sampler.pipe.to(accelerator.device)

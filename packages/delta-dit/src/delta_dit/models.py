@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from delta_dit.configs import ConditionsConfig
 from delta_dit.pixel import is_pixel_pipeline, load_embedded, load_pixel_pipeline, quiet_loading
+from frugal_shared.checkpoint import read_json
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.seeds import derived_seed, sample_generators
 
@@ -118,7 +119,10 @@ def conditions(config: ConditionsConfig, sampler: Sampler) -> list:
         return list(config.labels) or sampler.conditions
     if draws_labels:
         raise UsageError(f"prompts={str(config.prompts)!r} mean nothing to model={config.model!r}; allowed: labels")
-    lines = [line.strip() for line in config.prompts.read_text().splitlines()]
+    try:
+        lines = [line.strip() for line in config.prompts.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise UsageError(f"prompts={str(config.prompts)!r} is no text ({error}); allowed: UTF-8") from error
     prompts = [line for line in lines if line]
     if not prompts:
         raise UsageError(f"prompts={str(config.prompts)!r} is empty; allowed: one prompt per line")
@@ -134,6 +138,7 @@ def _demo_lcm() -> Sampler:
 
 
 def _pretrained(name: str) -> Sampler:
+    check_configs(Path(name))
     if is_pixel_pipeline(Path(name)):
         return _drawing_classes(name, load_pixel_pipeline(Path(name)), guidance=1.5)
     with quiet_loading():
@@ -144,6 +149,16 @@ def _pretrained(name: str) -> Sampler:
     if hasattr(transformer.config, "num_embeds_ada_norm") and not hasattr(pipe, "tokenizer"):
         return _drawing_classes(name, pipe, guidance=4.0)
     return Sampler(name, pipe, ["a photograph of an astronaut riding a horse"], "prompt")
+
+
+def check_configs(folder: Path) -> None:
+    """Refuse a pipeline's folder with a config that is no JSON object: diffusers would look for it on the hub.
+
+    Raises:
+        RunError: names the first such file.
+    """
+    for path in (*folder.glob("model_index.json"), *folder.glob("*/*config.json")):
+        read_json(path)
 
 
 def _drawing_classes(name: str, pipe: Any, **defaults: Any) -> Sampler:

@@ -196,7 +196,7 @@ class DeltaPlan:
             actions = tuple(_action(step) for step in value["steps"])
             levels = None if value["levels"] is None else tuple(float(level) for level in value["levels"])
             return cls(int(value["blocks"]), actions, levels, dict(value["provenance"]))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a plan: {type(error).__name__} {error}") from error
 
     def save(self, path: str | Path) -> None:
@@ -213,7 +213,7 @@ class DeltaPlan:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text()))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"plan {str(path)!r} cannot be used: {error}") from error
 
 

@@ -5,6 +5,7 @@ use) and transformers' CLIP. Nothing is downloaded.
 """
 
 import pickle
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from frugal_shared.errors import RunError, UsageError
 
 INCEPTION, CLIP = "inception.pth", "clip"  # what --weights may hold
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # whatever the names say: Pillow would also hand PostScript to Ghostscript
+MAX_PIXELS = 64 * 2**20  # of a picture; files with more are refused before they are decoded
 BATCH = 32
 
 
@@ -132,10 +135,14 @@ def read_pictures(folder: Path) -> list[Tensor]:
 
 def _read(path: Path) -> Tensor:
     try:
-        with Image.open(path) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except OSError as error:
-        raise RunError(f"{str(path)!r} cannot be read as a picture") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes below ours, and of odd metadata
+            with Image.open(path, formats=FORMATS) as picture:
+                if picture.width * picture.height > MAX_PIXELS:
+                    raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    except Exception as error:  # on damaged files Pillow's readers raise whatever their parsers stumble over
+        raise RunError(f"{str(path)!r} cannot be read as a picture ({' '.join(str(error).split())})") from error
 
 
 def _require(module: str, package: str) -> Any:

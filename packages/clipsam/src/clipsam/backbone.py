@@ -5,6 +5,7 @@ or timm's.
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -80,7 +81,9 @@ class Backbone(nn.Module):
         """
         quick = bool(open_clip.get_pretrained_cfg(name, pretrained or "").get("quick_gelu"))
         try:
-            model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=quick)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd pickles, which are refused anyway
+                model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=quick)
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # hub, network, file and format errors share no base class
             why = (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,6 @@ are memory-mapped: only what a batch needs is read.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from clipsam.backbone import Backbone
 from clipsam.data.sample import AnomalyData
-from frugal_shared.checkpoint import write_json
+from frugal_shared.checkpoint import read_json, write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks
 from frugal_shared.run import Run
@@ -74,7 +73,7 @@ def compute_features(folder: Path, backbone: Backbone, data: AnomalyData, run: R
     if accelerator.is_main_process:
         claim(folder, name, key, shapes)
     accelerator.wait_for_everyone()
-    tokens, masks = (np.load(folder / f"{name}-{part}.npy", mmap_mode="r+") for part in shapes)
+    tokens, masks = (mapped(folder / f"{name}-{part}.npy", *kind) for part, kind in shapes.items())
     shares = list(chunks(len(data), CHUNK, accelerator.process_index, accelerator.num_processes))
     for chunk in run.progress(shares, desc=f"features of {name}"):
         done = folder / f".{name}-{chunk.start}"
@@ -92,11 +91,26 @@ def compute_features(folder: Path, backbone: Backbone, data: AnomalyData, run: R
     return Features(tokens, masks)
 
 
+def mapped(path: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
+    """Open an array to be filled.
+
+    Raises:
+        UsageError: the file is missing, damaged, or holds another array.
+    """
+    try:
+        array: Any = np.load(path, mmap_mode="r+", allow_pickle=False)
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        raise UsageError(f"{str(path)!r} cannot be read: {error}; allowed: another folder for features") from error
+    if array.shape != shape or array.dtype != kind:
+        raise UsageError(f"{str(path)!r} holds {array.dtype} {array.shape}; allowed: another folder for features")
+    return array
+
+
 def claim(folder: Path, name: str, key: dict[str, Any], shapes: dict[str, tuple[tuple[int, ...], type]]) -> None:
     """Make empty files, unless they are there and of the same key."""
     path = folder / f"{name}.json"
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         differing = [field for field in key if found.get(field) != key[field]]
         if differing:
             raise UsageError(f"{str(folder)!r} holds features of another {differing[0]}; allowed: another folder")

@@ -1,7 +1,7 @@
 """Reading photographs and masks from files, whatever they were saved as, within a bounded amount of memory."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 64 * 2**20
 """Images with more pixels are refused before they are decoded; as many take 192 MB as RGB, 0.6 GB at the peak."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may be, whatever its name says: Pillow would also hand PostScript to Ghostscript, which runs it."""
 
 
 class ImageError(ValueError):
@@ -58,6 +62,25 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
     return mask
 
 
+def check_files(paths: Iterable[str | Path]) -> None:
+    """Read the headers of some files, which takes far less time than decoding them.
+
+    Raises:
+        ImageError: some are no images; the message names the first and counts the others.
+    """
+    errors = [error for path in paths if (error := _header_error(path))]
+    if errors:
+        raise ImageError(f"{errors[0]}{f' (and {len(errors) - 1} other files)' * (len(errors) > 1)}")
+
+
+def _header_error(path: str | Path) -> ImageError | None:
+    try:
+        with _opened(path):
+            return None
+    except ImageError as error:
+        return error
+
+
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """Open an image and turn whatever goes wrong inside the ``with`` block into an :class:`ImageError`."""
@@ -65,7 +88,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns of sizes below ours and of odd metadata; neither is the reader's concern
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 _check_size(path, image)
                 yield image
     except ImageError:
@@ -103,10 +126,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bit(values: NDArray) -> NDArray[np.uint8]:
     """Return deep grey values as 8 bits: by 65,535 if they are whole numbers in that range, else stretched."""
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("no finite value")
+    low, high = float(finite.min()), float(finite.max())
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / max(high - low, 1e-12))
+    levels = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
+    scaled = (levels - low) * (255 / max(high - low, 1e-12))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 

@@ -5,6 +5,7 @@ clipsam = ClipSAM.from_pretrained("checkpoint", backbone=backbone, segmenter=seg
 found.anomaly_map, found.boxes, found.score
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,19 @@ from clipsam.umci import UMCIHead, rough_map
 
 SCHEMA = "clipsam-1"
 WEIGHTS, CONFIG = "umci.safetensors", "config.json"
+FIELDS = {
+    "clip": str,
+    "prompts": str,
+    "bank": dict,
+    "image_size": int,
+    "stages": list,
+    "umci": dict,
+    "sha256": str,
+    "mmr": dict,
+    "provenance": dict,
+}
+"""Of a checkpoint's description."""
+LARGEST = 4096  # pixels, side of the square that CLIP sees
 TEMPERATURE = 0.07  # CLIP's own at the start of its training; of the map from texts alone
 TOP_SHARE = 0.01  # of the pixels, whose mean is the image's score: one wild pixel does not decide
 
@@ -171,8 +185,10 @@ class ClipSAM:
             "provenance": self.provenance,
         }
         folder = Path(folder)
+        weights = save_bytes({k: v.contiguous() for k, v in self.umci.state_dict().items()})
+        config["sha256"] = hashlib.sha256(weights).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
-        write(folder / WEIGHTS, save_bytes({k: v.contiguous() for k, v in self.umci.state_dict().items()}))
+        write(folder / WEIGHTS, weights)
         write(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
     @classmethod
@@ -197,7 +213,13 @@ class ClipSAM:
             OSError: it cannot be read.
         """
         config = read_config(Path(folder) / CONFIG)
-        bank = bank or PromptBank(**{name: tuple(sentences) for name, sentences in config["bank"].items()})
+        described = f"{str(Path(folder) / CONFIG)!r} describes no such checkpoint"
+        try:
+            own = PromptBank(**{name: tuple(sentences) for name, sentences in config["bank"].items()})
+            mmr = MMRConfig(**config["mmr"])
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{described}: {error}") from error
+        bank = bank or own
         for name, found in (
             ("clip", backbone.hash),
             ("prompts", bank.hash),
@@ -206,15 +228,21 @@ class ClipSAM:
         ):
             if found != config[name]:
                 raise ValueError(f"{str(folder)!r} was trained with {name}={config[name]!r}; this one is {found!r}")
-        options = config["umci"] | {"pool_kernels": tuple(config["umci"]["pool_kernels"])}
-        umci = UMCIHead(len(backbone.stages), backbone.width, backbone.text_dim, **options)
         path = Path(folder) / WEIGHTS
+        weights = path.read_bytes()
+        if hashlib.sha256(weights).hexdigest() != config["sha256"]:
+            raise ValueError(f"{str(path)!r} is torn or was changed: its hash is not the one in {CONFIG}")
         try:
-            umci.load_state_dict(load_bytes(path.read_bytes()))
+            options = config["umci"] | {"pool_kernels": tuple(config["umci"]["pool_kernels"])}
+            umci = UMCIHead(len(backbone.stages), backbone.width, backbone.text_dim, **options)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{described}: {' '.join(str(error).split())}") from error
+        try:
+            umci.load_state_dict(load_bytes(weights))
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{str(path)!r} holds no such heads: {str(error).splitlines()[0]}") from error
         umci.to(next(backbone.parameters()).device).requires_grad_(False)
-        return cls(backbone, umci, bank, segmenter, mmr=MMRConfig(**config["mmr"]), provenance=config["provenance"])
+        return cls(backbone, umci, bank, segmenter, mmr=mmr, provenance=config["provenance"])
 
 
 def window_probability(joint: Tensor, language: Tensor, side: int) -> Tensor:
@@ -258,15 +286,17 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         schema = config["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r} describes no ClipSAM checkpoint; allowed: what save_pretrained wrote"
         ) from error
     if schema != SCHEMA:
         raise ValueError(f"{str(path)!r} has schema={schema!r}; allowed: {SCHEMA!r}")
-    missing = {"clip", "prompts", "bank", "image_size", "stages", "umci", "mmr", "provenance"} - config.keys()
-    if missing:
-        raise ValueError(f"{str(path)!r} lacks {', '.join(sorted(missing))}; allowed: what save_pretrained wrote")
+    for name, kind in FIELDS.items():
+        if not isinstance(config.get(name), kind):
+            raise ValueError(f"{str(path)!r} has no {name} ({kind.__name__}); allowed: what save_pretrained wrote")
+    if not 0 < config["image_size"] <= LARGEST:
+        raise ValueError(f"{str(path)!r} has image_size={config['image_size']!r}; allowed: 1 to {LARGEST}")
     return config
 
 

@@ -78,16 +78,21 @@ class PromptBank:
         """
         try:
             given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{str(path)!r} is not YAML: {str(error).splitlines()[0]}") from error
         known = {field.name for field in fields(cls)}
         if (
             not isinstance(given, dict)
             or not given.keys() <= known
-            or not all(isinstance(v, list) for v in given.values())
+            or not all(isinstance(v, list) and all(isinstance(text, str) for text in v) for v in given.values())
         ):
-            raise ValueError(f"{str(path)!r} is no prompt file; allowed: lists under {', '.join(sorted(known))}")
-        return cls(**{name: tuple(sentences) for name, sentences in given.items()})
+            raise ValueError(
+                f"{str(path)!r} is no prompt file; allowed: lists of texts under {', '.join(sorted(known))}"
+            )
+        try:
+            return cls(**{name: tuple(sentences) for name, sentences in given.items()})
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}") from error
 
     def prompts(self, category: str) -> tuple[list[str], list[str]]:
         """Return all sentences that call a category normal, and all that call it abnormal.
@@ -102,7 +107,7 @@ class PromptBank:
         if not name:
             raise ValueError(f"category={category!r} is empty; allowed: a word such as {OBJECT!r}")
         normal, abnormal = (
-            [template.format(state.format(name)) for state in states for template in self.templates]
+            [template.replace("{}", state.replace("{}", name)) for state in states for template in self.templates]
             for states in (self.normal_states, self.abnormal_states)
         )
         return normal, abnormal

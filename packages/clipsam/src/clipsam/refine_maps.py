@@ -8,7 +8,7 @@ from PIL import Image
 
 from clipsam import mmr
 from clipsam.configs import RefineConfig
-from clipsam.images import ImageError, read_image
+from clipsam.images import FORMATS, ImageError, read_image
 from clipsam.model import Segmentation, image_score
 from clipsam.models import mmr_config, segmenter_of
 from clipsam.segment import conclude, is_done, require_images, unique_names, write_outputs
@@ -78,12 +78,13 @@ def read_map(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         ImageError: it cannot be read, has another shape than the image, or holds other numbers or NaN.
     """
     try:
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else read_grey(path)
+        # mapped: a header that claims more than the file holds must not be believed
+        values = np.load(path, "r", allow_pickle=False) if path.suffix == ".npy" else read_grey(path)
         rough = np.asarray(values, np.float32)
         mmr.check(image, rough)
     except ImageError:
         raise
-    except (OSError, EOFError, ValueError, TypeError) as error:
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
         raise ImageError(f"{path}: {' '.join(str(error).split())}") from error
     return rough
 
@@ -95,7 +96,7 @@ def read_grey(path: Path) -> NDArray[np.float64]:
         ImageError: it cannot be read, or has colours.
     """
     read_image(path)  # refuses what is damaged or too large, and says why
-    with Image.open(path) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
         if picture.mode not in WHITE:
             raise ImageError(f"{path}: a map in mode {picture.mode!r}; allowed: grey")
         return np.asarray(picture, np.float64) / WHITE[picture.mode]

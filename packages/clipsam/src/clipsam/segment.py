@@ -6,7 +6,6 @@ where the map exceeds the threshold), ``<name>_overlay.png`` (heat, outline of t
 could not be read is listed with its "error" and does not stop the others.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -27,7 +26,7 @@ from clipsam.images import ImageError, read_image
 from clipsam.model import ClipSAM, Segmentation
 from clipsam.models import open_model
 from clipsam.segmenter import SamSegmenter
-from frugal_shared.checkpoint import write_bytes, write_json
+from frugal_shared.checkpoint import read_json, write_bytes, write_json
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.evaluation import chunks
 from frugal_shared.run import Run
@@ -217,19 +216,21 @@ def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures)
         records = [
             {"image": str(path), "category": getattr(config, "category", None), "error": everybody[index]}
             if index in everybody
-            else json.loads(output(config.output_dir, names[index], "found.json").read_text())
+            else read_json(output(config.output_dir, names[index], "found.json"))
             for index, path in enumerate(config.images)
         ]
         write_json(run.folder / "segmentations.json", records)
     run.finish({"images": len(config.images), "failures": len(everybody)})
     if everybody:
+        reasons = [everybody[index] for index in sorted(everybody)]
         if run.accelerator.is_main_process:
-            show_failures([everybody[index] for index in sorted(everybody)])
-        failed = ", ".join(str(config.images[index]) for index in sorted(everybody))
-        raise RunError(f"{len(everybody)} of {len(config.images)} images could not be used: {failed}")
+            show_failures(reasons)
+        raise RunError(f"{len(everybody)} of {len(config.images)} images could not be used: {'; '.join(reasons)}")
 
 
 def show_failures(reasons: Iterable[str]) -> None:
     """Print a line for everything that failed."""
     for reason in reasons:
-        Console(soft_wrap=True).print(f"[red]failed[/red] {escape(reason)}")
+        # a file's name may hold anything, also what moves the terminal's cursor, and what is no text
+        visible = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in reason)
+        Console(soft_wrap=True).print(f"[red]failed[/red] {escape(visible)}")

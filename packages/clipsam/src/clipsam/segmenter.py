@@ -6,7 +6,7 @@ enlarged to the size of the image.
 """
 
 import hashlib
-import pickle
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,10 +137,14 @@ class SamSegmenter:
         if kind not in get_args(SamKind):
             raise ValueError(f"kind={kind!r} is unknown; allowed: {', '.join(get_args(SamKind))}")
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of odd pickles, which are refused anyway
+                state = torch.load(path, map_location="cpu", weights_only=True)
             sam = sam_model_registry[kind]()
             sam.load_state_dict(state)
-        except (RuntimeError, EOFError, LookupError, TypeError, AttributeError, pickle.UnpicklingError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # a damaged file raises whatever its reader stumbles over
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{str(path)!r} holds no {kind} weights: {why}") from error
         return cls(sam, **options)

@@ -4,7 +4,6 @@ The paper trains on the test split of one data set, because only there are masks
 heads are trained on drawn images and painted photographs alone.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +28,7 @@ from clipsam.model import ClipSAM
 from clipsam.models import backbone_of, prompt_bank
 from clipsam.prompts import OBJECT, PromptBank
 from clipsam.umci import UMCIHead, rough_map
-from frugal_shared.checkpoint import write_json
+from frugal_shared.checkpoint import read_json, write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
 from frugal_shared.training import share
@@ -137,7 +136,7 @@ class Best:
     def read(self) -> dict[str, float]:
         """Return the best validation's metrics, and its step."""
         path = self.run.folder / "best.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        return read_json(path) if path.exists() else {}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

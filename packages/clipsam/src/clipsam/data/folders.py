@@ -143,10 +143,16 @@ def _has_table(root: Path) -> bool:
 
 def _read_table(root: Path, split: str) -> list[Row]:
     path = root / "split_csv" / "1cls.csv"
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        _check_fields(path, ("object", "split", "label", "image", "mask"), table.fieldnames or ())
-        lines = [line for line in table if line["split"] == split]
+    fields = ("object", "split", "label", "image", "mask")
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            _check_fields(path, fields, table.fieldnames or ())
+            lines = [line for line in table if line["split"] == split]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: no table ({error})") from None
+    for line in lines:
+        _check_fields(path, fields[:-1], [field for field in fields if line[field] is not None])
     return [_listed(root, line["object"], line["label"], line["image"], line["mask"]) for line in lines]
 
 
@@ -167,7 +173,7 @@ def _read_list(root: Path, split: str) -> list[Row]:
     path = root / "meta.json"
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
     images = listed.get(split) if isinstance(listed, dict) else None
     if not isinstance(images, dict) or not all(isinstance(items, list) for items in images.values()):
@@ -177,6 +183,9 @@ def _read_list(root: Path, split: str) -> list[Row]:
 
 def _item(path: Path, category: str, item: dict) -> Row:
     _check_fields(path, ("img_path", "anomaly"), item if isinstance(item, dict) else ())
+    for field, kinds in (("img_path", str), ("mask_path", str | None), ("specie_name", str | None)):
+        if not isinstance(item.get(field), kinds):
+            raise ValueError(f"{path}: {field}={item.get(field)!r} of an image; allowed: a text")
     label = (item.get("specie_name") or "defect") if item["anomaly"] else GOOD
     return _listed(path.parent, category, label, item["img_path"], item.get("mask_path"))
 

@@ -7,6 +7,7 @@ from clipsam.data.folders import load_folder
 from clipsam.data.photographs import Painted
 from clipsam.data.procedural import TRAIN_CATEGORIES, Procedural
 from clipsam.data.sample import AnomalyData, Entry, Sample
+from clipsam.images import check_files
 
 PROCEDURAL, PHOTOGRAPHS = "procedural", "photographs"
 TRAINED_CATEGORIES = f"{PROCEDURAL}/train-categories"
@@ -88,7 +89,7 @@ def training_data(names: Iterable[str], images: int, val_images: int, seed: int)
         seed: of everything that is drawn.
 
     Raises:
-        ValueError: a folder without a data set.
+        ValueError: a folder without a data set, or with a file that is no image.
     """
     names = tuple(dict.fromkeys(names))
     total = sum(SHARES.get(name, 0) for name in names)
@@ -100,6 +101,7 @@ def training_data(names: Iterable[str], images: int, val_images: int, seed: int)
             val.append(drawn(name, round(val_images * share), seed + VAL_SEED))
         else:
             data = load_folder(name, "test")
+            check_files(path for row in data.rows for path in (row.image, row.mask) if path is not None)
             rows = tuple(row for row, entry in enumerate(data.entries) if entry.has_mask)
             every = max(5, len(rows) // val_images)
             val.append(Subset(data, rows[::every]))

@@ -1,6 +1,8 @@
 """The pretrained model that everything starts from, and how its images are prepared."""
 
 import re
+import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +127,11 @@ def _from_timm(name: str, weights: Path | None, image_size: int | None) -> Base:
     overlay = {"file": str(weights)} if weights else None
     options = _size_option(name, image_size)
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles, which are refused anyway
+            if weights is not None:
+                refuse_code(weights)
+            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except Exception as error:
         if weights is not None:
             raise UsageError(f"weights={str(weights)!r} do not fit model={name!r}: {_first_line(error)}") from error
@@ -133,6 +139,17 @@ def _from_timm(name: str, weights: Path | None, image_size: int | None) -> Base:
     cfg: Any = model.pretrained_cfg
     size = image_size or cfg["input_size"][-1]
     return Base(name, model, size, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["crop_pct"])
+
+
+def refuse_code(weights: Path) -> None:
+    """Raise an error if a file is a pickle of more than tensors: timm 1.0.20 would run what it holds."""
+    if weights.suffix == ".safetensors":
+        return
+    if zipfile.is_zipfile(weights):
+        with zipfile.ZipFile(weights) as archive:
+            if all(name.endswith(".npy") for name in archive.namelist()):
+                return  # an .npz, which some of timm's networks read without pickles
+    torch.load(weights, map_location="cpu", weights_only=True)
 
 
 def _size_option(name: str, image_size: int | None) -> dict[str, Any]:

@@ -25,6 +25,8 @@ NAMES = (ELPV, DIGITS, TEXTURED)
 SPLITS = ("train", "val", "test")
 TORCHVISION = "torchvision:"
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may be, whatever its name says: Pillow would also hand PostScript to Ghostscript, which runs it."""
 MAX_PIXELS = 64 * 2**20
 """Images with more pixels are refused before they are decoded; as many take 192 MB as RGB."""
 
@@ -390,7 +392,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow warns of sizes below ours and of odd metadata; neither is the reader's concern
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 yield image
@@ -417,10 +419,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _eight_bit(values: NDArray) -> NDArray[np.uint8]:
     """Return deep grey values as 8 bits: by 65,535 if they are whole numbers in that range, else stretched."""
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("no finite value")
+    low, high = float(finite.min()), float(finite.max())
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
         low, high = 0.0, 65535.0
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / max(high - low, 1e-12))
+    levels = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
+    scaled = (levels - low) * (255 / max(high - low, 1e-12))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 

@@ -1,6 +1,5 @@
 """The training loop: freeze, tune, validate, save what was tuned; resumes from any kill with the same final bytes."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from accelerate import Accelerator
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_json
+from frugal_shared.checkpoint import latest_checkpoint, read_json, save_checkpoint, write_json
 from frugal_shared.run import Run
 from frugal_shared.seeds import derived_seed
 from frugal_shared.training import share, warm_up_cosine
@@ -53,7 +52,7 @@ def fit(run: Run, task: Task, config: RecipeConfig, strategy: str | Selection, f
     if (folder / FACTS).exists() and (folder / DELTA).exists():
         task.reset()
         overwrite(task.model, open_delta(folder / DELTA).tensors())
-        return json.loads((folder / FACTS).read_text())
+        return read_json(folder / FACTS)
     task.reset()
     with freeze(task.model, strategy, seed=seed) as frozen:
         training = Training(run.accelerator, task, config, frozen, folder, seed)

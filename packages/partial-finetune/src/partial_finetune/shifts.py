@@ -193,7 +193,7 @@ def _array(path: Path) -> NDArray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
         raise UsageError(f"{path}: not an array ({' '.join(str(error).split())})") from None
 
 

@@ -5,7 +5,6 @@ learning rate is the one with the best validation accuracy over the first seeds,
 is resumable, and a sweep that is started again goes on where it was.
 """
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from frugal_shared.checkpoint import write_json
+from frugal_shared.checkpoint import read_json, write_json
 from frugal_shared.run import Run
 from partial_finetune.checkpoint import Delta, open_delta
 from partial_finetune.configs import ANGLE, SweepConfig
@@ -92,7 +91,7 @@ class Sweep:
     def facts(self, strategy: str, rate: float, seed: int) -> Facts | None:
         """Return what came out of a cell, or None if it is not done."""
         path = self.folder(strategy, rate, seed) / FACTS
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path) if path.exists() else None
 
     def train(self, seed: int, rates: Mapping[str, Sequence[float]]) -> None:
         """Train the cells of one seed that are not done."""
@@ -114,7 +113,7 @@ class Sweep:
     def selections(self) -> list[dict[str, Any]]:
         """Return what the angle chose, seed by seed."""
         paths = sorted((self.run.folder / "selection").glob("seed-*/selection.json"))
-        return [json.loads(path.read_text()) for path in paths]
+        return [read_json(path) for path in paths]
 
     def best_rate(self, strategy: str) -> float:
         """Return the learning rate with the best mean validation accuracy; of equals, with the lower loss."""
@@ -138,7 +137,7 @@ class Sweep:
         """Return a row for every strategy's model of one seed and for the soups of them."""
         path = self.run.folder / "judged" / f"seed-{seed}.json"
         if path.exists():
-            return json.loads(path.read_text())
+            return read_json(path, list)
         task = self.task(seed)
         task.model.to(self.run.accelerator.device)
         deltas = {strategy: open_delta(self.folder(strategy, rate, seed) / DELTA) for strategy, rate in rates.items()}

@@ -14,7 +14,7 @@ from partial_finetune.anatomy import anatomy
 from partial_finetune.base import Base, open_base
 from partial_finetune.checkpoint import base_hashes
 from partial_finetune.configs import BaseConfig, RecipeConfig
-from partial_finetune.data import Images, Splits, open_data
+from partial_finetune.data import Images, Splits, check_images, open_data
 from partial_finetune.head import features, fit_head, linear_classifier
 from partial_finetune.loading import Transformed, batches
 
@@ -82,6 +82,8 @@ def open_task(config: RecipeConfig, run: Run, *, data_seed: int = 0) -> Task:
     """
     splits = open_data(config.data, seed=data_seed, samples=config.samples, val_share=config.val_share)
     splits = replace(splits, val=splits.val.limited(config.val_samples or len(splits.val)))
+    for images in (splits.train, splits.val):  # a file that is none is told now, not in the middle of an epoch
+        check_images(images)
     base = open_base(
         config.model,
         len(splits.train.classes),

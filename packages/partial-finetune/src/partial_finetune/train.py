@@ -1,11 +1,11 @@
 """``partial-finetune train`` and ``select``: one fine-tuning, and the choice of what to tune by the angle."""
 
-import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from frugal_shared.checkpoint import write_json
+from frugal_shared.reading import read_dataclass
 from frugal_shared.run import Run
 from partial_finetune.configs import ANGLE, SelectConfig, SelectionConfig, TrainConfig
 from partial_finetune.fit import DELTA, fit
@@ -48,7 +48,7 @@ def choose(run: Run, task: Task, config: SelectionConfig, folder: Path, seed: in
     """Select the layers to tune by short trainings below ``folder``, of which ``selection.json`` remains."""
     path = folder / "selection.json"
     if path.exists():
-        return Choice(**json.loads(path.read_text()))
+        return read_dataclass(path, Choice)
     short = replace(config, epochs=config.select_epochs)
 
     def tune(strategy: str, name: str, seed: int) -> float:

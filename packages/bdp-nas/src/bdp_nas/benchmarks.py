@@ -13,6 +13,7 @@ table has their means over the seeds after the last epoch.
 import bz2
 import pickle
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -138,7 +139,8 @@ def load_torch(path: Path) -> Any:
     """
     try:
         numbers: list[Any] = [SCALAR, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType]
-        with torch.serialization.safe_globals(numbers):
+        with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd pickles, which are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # as above
         raise _unreadable(path, error) from None

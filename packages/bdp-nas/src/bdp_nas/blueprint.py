@@ -1,20 +1,20 @@
 """What has to be known of a network to build it again, and of its images to feed it: one small JSON."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bdp_nas.data import Images
-from bdp_nas.spaces import get_space
+from bdp_nas.spaces import SPACES, get_space
 from bdp_nas.spaces.space import Network, Size
 from frugal_shared.checkpoint import write_json
-from frugal_shared.errors import RunError
+from frugal_shared.errors import RunError, UsageError, check_choice, check_range
+from frugal_shared.reading import read_dataclass
 
 FILE = "genotype.json"
+LARGEST = 10_000  # of a network's numbers
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ class Blueprint:
     image: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Check the values, which may come out of a file: a network of 10³⁰ cells would be built for ever."""
+        check_choice("space", self.space, SPACES)
+        for name, value in (
+            ("channels", self.channels),
+            ("cells", self.cells),
+            *(("image", side) for side in self.image),
+        ):
+            check_range(name, value, 1, LARGEST)
+        if not len(self.mean) == len(self.std) == self.image[0]:
+            raise UsageError(f"mean={self.mean!r}, std={self.std!r} of {self.image[0]} channels; allowed: one of each")
 
     @classmethod
     def of(cls, images: Images, space: str, genotype: str, channels: int, cells: int) -> "Blueprint":
@@ -77,30 +89,11 @@ class Blueprint:
         Raises:
             RunError: there is no such file, or it holds something else.
         """
-        values = read_values(folder / FILE, "the run folder of a search or a retraining that is done")
         try:
-            return cls(**values)
-        except TypeError:
-            raise RunError(f"{str(folder / FILE)!r} cannot be read; allowed: what a search wrote") from None
-
-
-def read_values(path: Path, allowed: str) -> dict[str, Any]:
-    """Return what a JSON file of a folder holds, lists as tuples.
-
-    Args:
-        path: the file.
-        allowed: what the folder should be, for the error.
-
-    Raises:
-        RunError: there is no such file, or it holds something else.
-    """
-    try:
-        values = json.loads(path.read_text())
-        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    except OSError:
-        raise RunError(f"{str(path.parent)!r} has no {path.name}; allowed: {allowed}") from None
-    except (ValueError, AttributeError):
-        raise RunError(f"{str(path)!r} cannot be read; allowed: what a search or a retraining wrote") from None
+            return read_dataclass(folder / FILE, cls)
+        except RunError as error:
+            allowed = "the run folder of a search or a retraining that is done"
+            raise RunError(f"{error}; allowed: {allowed}") from None
 
 
 def blueprint_of(text: str) -> Blueprint | None:

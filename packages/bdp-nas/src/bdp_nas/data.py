@@ -23,6 +23,8 @@ from frugal_shared.errors import RunError, UsageError
 
 TORCHVISION = "torchvision:"
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file may be, whatever its name says: Pillow would also hand PostScript to Ghostscript, which runs it."""
 MAX_PIXELS = 64 * 2**20  # of an image; files with more are refused before they are decoded
 TEST_SHARE = 0.2  # of all images, where the data has no test images of its own
 Sample = tuple[Image.Image, int]
@@ -224,7 +226,7 @@ def _read(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes below ours, and of odd metadata
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"more than {MAX_PIXELS:,} pixels")
                 if image.mode.startswith(("I", "F")):

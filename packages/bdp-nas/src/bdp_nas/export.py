@@ -5,9 +5,6 @@ from io import BytesIO
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from bdp_nas.bilevel import make_searcher
@@ -21,6 +18,7 @@ from bdp_nas.spaces import get_space
 from bdp_nas.spaces.space import Network
 from frugal_shared.checkpoint import write_bytes
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.tensors import pack_tensors, read_tensors
 
 PROGRAM, ONNX = "network.pt2", "network.onnx"
 CALIBRATION, BATCH = 512, 64  # images that batch norms are calibrated on, and how many at once
@@ -39,7 +37,7 @@ def export(config: ExportConfig) -> None:
     network = network_of(config, blueprint).eval()
     model = Standalone(network, *blueprint.moments).eval()
     images = torch.rand(2, *blueprint.image)
-    files = {PROGRAM: program(model, images), NETWORK: save_bytes(network.state_dict())}
+    files = {PROGRAM: program(model, images), NETWORK: pack_tensors(network.state_dict())}
     if config.onnx:
         files[ONNX] = onnx_model(model, images)
     for name, data in files.items():
@@ -99,9 +97,9 @@ def read_weights(path: Path, model: nn.Module) -> dict[str, Tensor]:
         RunError: no such file, or it is of another model.
     """
     try:
-        state = load_bytes(path.read_bytes())
-    except (OSError, SafetensorError):
-        raise RunError(f"{str(path)!r} cannot be read; allowed: what a search or a retraining wrote") from None
+        state, _ = read_tensors(path)
+    except RunError as error:
+        raise RunError(f"{error}; allowed: what a search or a retraining wrote") from None
     expected = {name: value.shape for name, value in model.state_dict().items()}
     if {name: value.shape for name, value in state.items()} != expected:
         raise RunError(f"{str(path)!r} is of another space, size or genotype; allowed: that of its genotype.json")

@@ -1,6 +1,5 @@
 """``bdp-nas retrain``: the network of a genotype, trained from scratch on any number of processes, resumable."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors.torch import save as save_bytes
 from torch import Tensor, nn
 
 from bdp_nas.bilevel import CHECKPOINTS, MOMENTUM, cosine
@@ -19,11 +17,12 @@ from bdp_nas.configs import RetrainConfig
 from bdp_nas.data import Images, open_data
 from bdp_nas.loading import Augmented, loader_of, normalise
 from bdp_nas.processes import averaging
-from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_bytes, write_json
+from frugal_shared.checkpoint import latest_checkpoint, read_json, save_checkpoint, write_bytes, write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run
 from frugal_shared.seeds import derived_seed
+from frugal_shared.tensors import pack_tensors
 
 FACTS, NETWORK = "retrain.json", "network.safetensors"
 EVAL_BATCH = 256
@@ -65,7 +64,7 @@ def run_retrain(run: Run, config: RetrainConfig, genotype: str, folder: Path, se
         RunError: data that cannot be read.
     """
     if (folder / FACTS).exists():
-        return json.loads((folder / FACTS).read_text())
+        return read_json(folder / FACTS)
     splits = open_data(config, seed)
     blueprint = Blueprint.of(splits.train, config.space, genotype, config.channels, config.cells)
     training = Training(run.accelerator, config, blueprint, splits.train, seed)
@@ -78,7 +77,7 @@ def run_retrain(run: Run, config: RetrainConfig, genotype: str, folder: Path, se
     accuracies = [accuracy(training.network, blueprint, part, run.accelerator) for part in (splits.test, splits.val)]
     facts = training.facts() | dict(zip(("accuracy", "val_accuracy"), accuracies))
     if run.accelerator.is_main_process:
-        write_bytes(folder / NETWORK, save_bytes(training.weights()))
+        write_bytes(folder / NETWORK, pack_tensors(training.weights()))
         blueprint.write(folder)
         write_json(folder / FACTS, facts)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

@@ -1,6 +1,5 @@
 """``bdp-nas search``: find an architecture on ever fewer samples, on any number of processes, resumable."""
 
-import json
 import math
 import shutil
 from dataclasses import asdict, replace
@@ -8,16 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from safetensors.torch import save as save_bytes
 
 from bdp_nas.bilevel import CHECKPOINTS, Found, Search
-from bdp_nas.blueprint import read_values
 from bdp_nas.configs import SearchConfig
 from bdp_nas.data import open_data
 from bdp_nas.table import Table
 from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.reading import read_dataclass
 from frugal_shared.run import Run
+from frugal_shared.tensors import pack_tensors
 
 FOUND, SUPERNET, OPTIONS = "found.json", "supernet.safetensors", "options.json"
 
@@ -74,8 +73,7 @@ def run_search(run: Run, config: SearchConfig, folder: Path, seed: int) -> Found
     if found.collapsed:
         say(run, f"collapsed: most of {found.genotype} only skips; beta-darts or fewer epochs may help")
     if run.accelerator.is_main_process:
-        state = {name: value.detach().cpu().contiguous() for name, value in doing.supernet.state_dict().items()}
-        write_bytes(folder / SUPERNET, save_bytes(state))
+        write_bytes(folder / SUPERNET, pack_tensors(doing.supernet.state_dict()))
         replace(doing.blueprint, genotype=found.genotype).write(folder)
         write_json(folder / OPTIONS, asdict(replace(config, seed=seed)))
         write_json(folder / FOUND, asdict(found))
@@ -91,11 +89,9 @@ def read_found(folder: Path) -> Found:
         RunError: it left nothing, or something else.
     """
     try:
-        return Found(**json.loads((folder / FOUND).read_text()))
-    except OSError:
-        raise RunError(f"{str(folder)!r} has no {FOUND}; allowed: the run folder of a search that is done") from None
-    except (ValueError, TypeError):
-        raise RunError(f"{str(folder / FOUND)!r} cannot be read; allowed: what a search wrote") from None
+        return read_dataclass(folder / FOUND, Found)
+    except RunError as error:
+        raise RunError(f"{error}; allowed: the run folder of a search that is done") from None
 
 
 def read_config(folder: Path) -> SearchConfig:
@@ -104,7 +100,10 @@ def read_config(folder: Path) -> SearchConfig:
     Raises:
         RunError: it left nothing, or something else.
     """
-    return SearchConfig(**read_values(folder / OPTIONS, "the run folder of a search that is done"))
+    try:
+        return read_dataclass(folder / OPTIONS, SearchConfig)
+    except RunError as error:
+        raise RunError(f"{error}; allowed: the run folder of a search that is done") from None
 
 
 def say(run: Run, text: str) -> None:

@@ -202,8 +202,8 @@ SECTIONS = (
         "bdp-nas ablate --seeds 5 --table nasbench201.npz",
         "Handwritten digits, a small NAS-Bench-201 supernet; every cell is searched and then retrained, means are over "
         "the seeds, ratios and differences paired by seed. Collapsed: how many mostly skip. Dead: how many pass "
-        "nothing on; one of them moves a mean by far. NAS-Bench-201: the found cell in that benchmark's table. Seconds are of a "
-        "machine that had other work.",
+        "nothing on; one of them moves a mean by far. NAS-Bench-201: the found cell in that benchmark's table. Seconds "
+        "are of a machine that had other work.",
         {
             "searcher": "searcher",
             "pruning": "pruning",

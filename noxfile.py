@@ -93,17 +93,10 @@ def run_together(session: nox.Session, commands: list[list[str]]) -> None:
     session.env["OMP_NUM_THREADS"] = str(cores // together)
     session.log(f"{len(commands)} commands, {together} at once: what each writes is shown when it ends")
     environment = {key: value for key, value in (os.environ | session.env).items() if value is not None}
-
-    def finish(command: list[str]) -> tuple[subprocess.CompletedProcess[str], float]:
-        began = time.perf_counter()
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL, "text": True}
-        ended = subprocess.run([UV, "run", *command], cwd=ROOT, env=environment, **streams)
-        return ended, time.perf_counter() - began
-
     failed = []
     pool = ThreadPoolExecutor(together)
     try:
-        for done in as_completed([pool.submit(finish, command) for command in commands]):
+        for done in as_completed([pool.submit(run_quietly, command, environment) for command in commands]):
             ended, seconds = done.result()
             command = " ".join(ended.args[2:])
             session.log(f"{command}: exit code {ended.returncode} after {seconds:.0f} s")
@@ -113,6 +106,22 @@ def run_together(session: nox.Session, commands: list[list[str]]) -> None:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing new is started
     if failed:
         session.error(f"failed: {'; '.join(failed)}")
+
+
+def run_quietly(command: list[str], environment: dict[str, str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a command in the environment that ``environment`` names; return what it wrote, and the seconds it took."""
+    began = time.perf_counter()
+    ended = subprocess.run(
+        [UV, "run", *command],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    return ended, time.perf_counter() - began
 
 
 @nox.session

@@ -42,7 +42,9 @@ def report(package):
     made.table(ROWS, "rows to sort")
     made.table([WIDE], "a wide table")
     made.command(COMMAND)
-    made.claims(f"The paper of {package}", [Claim("it is fast", "it is not: 0.97×", "one core")])
+    made.claims(
+        f"The paper of {package}", [Claim("it is fast", "it is not: 0.97×", "one core"), Claim("more", "not here")]
+    )
     made.section("More")
     made.text("only in the whole report")
     return made

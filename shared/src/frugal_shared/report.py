@@ -56,8 +56,8 @@ class Claim:
     """The claim, in words; a number in it is the paper's."""
     measured: str
     """What came out here, its numbers put in by the run; or that it was not measured, and the command that does."""
-    scale: str
-    """What was measured on: model, data, samples, seeds."""
+    scale: str = ""
+    """What was measured on: model, data, samples, seeds; empty where nothing was."""
 
 
 class Report:

@@ -175,7 +175,6 @@ def claims(shown: Mapping[str, Shown]) -> list[Claim]:
         Claim(
             "About half the cost with other searchers too, such as PC-DARTS and β-DARTS.",
             "Not in this run; `bdp-nas ablate` compares searchers and kinds of pruning over seeds.",
-            "–",
         ),
     ]
 

@@ -127,7 +127,6 @@ def claims(rows: Sequence[Row], config: DemoConfig) -> list[Claim]:
             "The best zero-shot segmentation on MVTec-AD and VisA.",
             "Not in this run, which brings neither the data sets nor CLIP ViT-L/14-336 and SAM ViT-H; `clipsam eval` "
             "measures it with yours.",
-            "–",
         ),
     ]
 

@@ -185,7 +185,6 @@ def claims(by_name: dict[str, dict], sampler: Sampler, config: DemoConfig) -> li
         Claim(
             "1.12× as fast where a consistency model takes only 4 steps.",
             "Not in this run; `delta-dit bench --model demo-lcm --speedup 1.12` measures it.",
-            "–",
         ),
     ]
 

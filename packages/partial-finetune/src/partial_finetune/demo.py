@@ -176,7 +176,6 @@ def claims(rows: Sequence[Row], config: DemoConfig) -> list[Claim]:
         Claim(
             "Partially tuned models make better soups, with fewer tuned weights.",
             "Not in this run; `partial-finetune sweep` cooks them.",
-            "–",
         ),
     ]
 

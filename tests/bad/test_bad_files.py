@@ -187,7 +187,7 @@ def test_prompts(desk, cached_towers, photograph, tmp_path):
 
 def test_maps(desk, cached_towers, photograph, tmp_path):
     rough = tmp_path / "map.npy"
-    np.save(rough, np.random.default_rng(0).random((40, 52), np.float32))
+    np.save(rough, np.zeros((40, 52), np.float32))  # nothing to ask SAM for
     argv = ("refine", photograph, "--maps", rough, "--cpu", "--output-dir", tmp_path / "out")
     desk.spoil(rough, "clipsam", *argv, works=BITS)
 
@@ -285,11 +285,12 @@ def test_selections_and_finished_fits(desk, tuned, tmp_path):
     folder.rename(kept)
     for name in ("selection/selection.json", "fit.json", "manifest.json"):
         whole = (kept / name).read_bytes()
-        for case, content in (damaged(whole) | foreign(desk.marker) | broken_json()).items():
+        bad = foreign(desk.marker)["pickle"]
+        for case, content in {"0 bytes": b"", "torn": whole[:-9], "pickle": bad, "deep": b"[" * DEEP}.items():
             shutil.copytree(kept, folder)
             put(folder / name, content)
             answer = desk.ask("partial-finetune", *argv, "--resume")
-            desk.judge(f"{name}: {case}", answer, "partial-finetune", named=folder, works=case.startswith(BITS))
+            desk.judge(f"{name}: {case}", answer, "partial-finetune", named=folder)
             shutil.rmtree(folder)
 
 

@@ -108,7 +108,7 @@ def test_what_cannot_be_read_stops_nothing_and_is_named(tmp_path, capsys):
     text.write_text("no image")
     images = (good[0], empty, good[1], text, tmp_path / "missing.png", good[2])
     config = SegmentConfig(images=images, output_dir=tmp_path / "out", batch_size=2)
-    with pytest.raises(RunError, match=r"^3 of 6 .*empty\.png, .*text\.png, .*missing\.png$"):
+    with pytest.raises(RunError, match=r"^3 of 6 .*empty\.png: .*text\.png: .*missing\.png: "):
         segment(config)
     records = listed(config.output_dir)
     assert [record["image"] for record in records] == [str(path) for path in images]
@@ -135,7 +135,7 @@ def test_what_sam_refuses_stops_nothing_and_is_named(tmp_path, model, monkeypatc
         (segment, SegmentConfig(output_dir=tmp_path / "segment", **options)),
         (refine, RefineConfig(output_dir=tmp_path / "refine", maps=maps, **options)),
     ):
-        with pytest.raises(RunError, match=r"1 of 2 .*line\.png$"):
+        with pytest.raises(RunError, match=r"1 of 2 .*line\.png: "):
             run(config)
         failed, done = listed(config.output_dir)
         assert failed["error"] == f"{line}: height and width must be > 0" and done["map"] == "square_map.png"

@@ -136,7 +136,7 @@ def test_heads(desk, cached_towers, photograph, tmp_path):
     argv = ("segment", photograph, "--checkpoint", folder, "--sam", "none", "--cpu", "--output-dir", tmp_path / "out")
     desk.spoil(folder / "umci.safetensors", "clipsam", *argv)
     harmless = (*BITS, "provenance", "mmr", "without mmr")
-    desk.spoil(folder / "config.json", "clipsam", *argv, named=folder, works=harmless, fields=30)
+    desk.spoil(folder / "config.json", "clipsam", *argv, named=folder, works=harmless, fields=12)
 
 
 def test_published_weights(desk, photograph, tmp_path):
@@ -317,9 +317,9 @@ def test_searches(desk, searched, tmp_path):
     export = ("export", folder, "--inherit", "--output-dir", out)
     retrain = ("retrain", folder, *NETWORK, "--output-dir", out)
     desk.spoil(folder / "supernet.safetensors", "bdp-nas", *export, named=folder)
-    desk.spoil(folder / "found.json", "bdp-nas", *plot, named=folder, works=BITS, fields=30)
-    desk.spoil(folder / "options.json", "bdp-nas", *plot, named=folder, works=BITS, fields=30)
-    desk.spoil(folder / "genotype.json", "bdp-nas", *retrain, named=folder, works=BITS, fields=30)
+    desk.spoil(folder / "found.json", "bdp-nas", *plot, named=folder, works=BITS, fields=12)
+    desk.spoil(folder / "options.json", "bdp-nas", *plot, named=folder, works=BITS, fields=12)
+    desk.spoil(folder / "genotype.json", "bdp-nas", *retrain, named=folder, works=BITS, fields=12)
 
 
 def test_retrainings(desk, searched, tmp_path):
@@ -362,7 +362,7 @@ def test_tables(desk, tmp_path):
     macro.write_text(json.dumps({"00000000": {"mean_acc": 90.0}, "11111111": {"mean_acc": 91.5}}))
     argv = ("query", "00000000", "--table", macro)
     assert desk.ask("bdp-nas", *argv).code == 0
-    desk.spoil(macro, "bdp-nas", *argv, named="", works=BITS, fields=30)
+    desk.spoil(macro, "bdp-nas", *argv, named="", works=BITS, fields=12)
 
 
 def test_published_tables(desk, tmp_path):
@@ -400,6 +400,7 @@ def test_reports(desk, tmp_path):
     report.table([{"a": 1, "b": "x"}])
     report.figures([Figure(Image.new("RGB", (2, 2)), "a picture")])
     report.write(run)
+    words = ("title='", "subtitle='", "blocks=[]", "package='x'")
     for name in ("manifest.json", "results.json", "report.json"):
         whole = (run / name).read_bytes()
         spoilt = damaged(whole) | foreign(desk.marker) | broken_json() | dict(changed_json(json.loads(whole)))
@@ -407,7 +408,7 @@ def test_reports(desk, tmp_path):
             put(run / name, content)
             answer = desk.run(join, [str(out), str(run)])
             works = case.startswith(BITS) or name == "results.json"
-            desk.judge(f"{name}: {case}", answer, "report", named=run, works=works or case.startswith("title"))
+            desk.judge(f"{name}: {case}", answer, "report", named=run, works=works or case.startswith(words))
             shutil.rmtree(out, ignore_errors=True)
         put(run / name, whole)
 
@@ -418,6 +419,7 @@ def test_checkpoints(desk, tmp_path):
     for name in ("state.json", "tensors.safetensors"):
         whole = (folder / name).read_bytes()
         spoilt = damaged(whole) | foreign(desk.marker) | {"a folder": None}
+        del spoilt["last byte missing"]  # of the JSON: the line break behind it
         if name == "state.json":
             spoilt |= broken_json() | dict(changed_json(json.loads(whole)))
         for case, content in spoilt.items():

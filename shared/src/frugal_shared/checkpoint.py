@@ -54,6 +54,8 @@ def read_json(path: Path, kind: type = dict) -> Any:
     """
     try:
         value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{str(path.parent)!r} has no {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path.name} in {str(path.parent)!r} cannot be read: {error}") from error
     if not isinstance(value, kind):

@@ -159,6 +159,8 @@ class Report:
         try:
             report = cls(content["title"], content["subtitle"])
             report.blocks = content["blocks"]
+            if [type(value) for value in (report.title, report.subtitle, report.blocks)] != [str, str, list]:
+                raise TypeError("title, subtitle or blocks are of another type")
             report.html()
         except (LookupError, TypeError, ValueError, AttributeError, TemplateError) as error:
             raise RunError(f"report.json in {str(folder)!r} holds no report: {error}") from error
@@ -196,7 +198,7 @@ def join_reports(folder: Path, runs: Sequence[Path], title: str = "Frugal Vision
     entries, results = [], {}
     for run in runs:
         package = read_json(run / "manifest.json").get("package")
-        if not isinstance(package, str):
+        if not isinstance(package, str) or not package:
             raise RunError(f"manifest.json in {str(run)!r} names no package")
         name = package.replace("-", "_")
         if name in results:

@@ -30,7 +30,7 @@ def parse_cell(text: str, operations: Iterable[str]) -> Cell:
     """
     nodes = text.strip().split("+")
     if not all(NODE.fullmatch(node) for node in nodes):
-        raise ValueError(f"cell {text!r} does not parse; allowed: nodes as |operation~source|, joined by +")
+        raise ValueError(f"cell {text[:200]!r} does not parse; allowed: nodes as |operation~source|, joined by +")
     cell = tuple(tuple((name, int(source)) for name, source in EDGE.findall(node)) for node in nodes)
     check_names([name for node in cell for name, _ in node], operations)
     return sort_edges(cell)

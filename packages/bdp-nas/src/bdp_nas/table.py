@@ -79,6 +79,9 @@ class Table:
         """Check the arrays."""
         if self.space not in SPACES:
             raise ValueError(f"a table of the space {self.space!r}; allowed: {', '.join(SPACES)}")
+        for name, values in (("operation_names", self.operation_names), ("datasets", self.datasets)):
+            if values.ndim != 1:
+                raise ValueError(f"a table's {name} have the shape {values.shape}; allowed: one row of texts")
         if self.operations.ndim != 2 or not self.operations.size:
             raise ValueError(f"a table's operations have the shape {self.operations.shape}; allowed: (N, E)")
         if self.operations.max() >= len(self.operation_names):
@@ -145,10 +148,10 @@ class Table:
         if "acc200_cols" in arrays:
             return cls.from_columns(arrays)
         if "schema" not in arrays or arrays["schema"].tolist() != SCHEMA:
-            found = arrays["schema"].tolist() if "schema" in arrays else "none"
+            found = str(arrays["schema"])[:20] if "schema" in arrays else "none"
             raise ValueError(f"table {str(path)!r} has schema {found}; allowed: {SCHEMA}")
         _require(arrays, ("space", *ARRAYS))
-        return cls(str(arrays["space"]), **{name: arrays[name] for name in ARRAYS})
+        return cls(str(arrays["space"])[:20], **{name: arrays[name] for name in ARRAYS})
 
     @classmethod
     def from_columns(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:

@@ -30,6 +30,16 @@ FOLDERS = {
     "frugal-shared": "shared",
 }
 COMMANDS = [name for name in FOLDERS if name != "frugal-shared"]
+# what `wheels` runs of every package: the extras that it takes, and a cheap command that does its work
+REAL_COMMANDS = {
+    "delta-dit": ("run", "plan --steps 20 --blocks 28 --speedup 1.6 --schedule paper --json plan.json"),
+    "clipsam": ("run,demo", "eval --data procedural --samples 6 --stages clip --cpu"),
+    "partial-finetune": (
+        "run,demo",
+        "train --data digits --samples 40 --val-samples 20 --epochs 1 --strategy linear --image-size 28 --cpu",
+    ),
+    "bdp-nas": ("run", "search --samples 100 --epochs 1 --cells 1 --channels 4 --cpu"),
+}
 EXTRAS = {
     "delta-dit": ["run", "bench", "scores"],
     "clipsam": ["run", "demo"],
@@ -188,15 +198,14 @@ def minimums(session: nox.Session, package: str) -> None:
 @nox.session(venv_backend="venv", reuse_venv=False)
 @each_package
 def wheels(session: nox.Session, package: str) -> None:
-    """Build the wheels, and install each with real pip: without [run], with it, and from the two folders of a clone."""
+    """Build the wheels, and try each in an environment by real pip: the library alone, and the command line."""
     with tempfile.TemporaryDirectory() as dist:
         session.run(UV, "build", "--quiet", "--all-packages", "--no-sources", "--out-dir", dist, external=True)
         session.install("--find-links", dist, package)
         session.run("python", "-c", f"import {package.replace('-', '_')}")
         if package in COMMANDS:
-            check_command_without_run(session, package)
-            session.install("--find-links", dist, f"{package}[run]")
-            session.run(package, "--help", silent=True)
+            check_library_alone(session, package)
+            check_command_line(session, package, dist)
     if package in COMMANDS:
         session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", package, "frugal-shared")
         session.install("./shared", f"./{FOLDERS[package]}")
@@ -204,11 +213,22 @@ def wheels(session: nox.Session, package: str) -> None:
     shutil.rmtree(session.virtualenv.location)  # pip copies: 6 GB
 
 
-def check_command_without_run(session: nox.Session, package: str) -> None:
-    """Fail unless the bare package's command says in one line what to install."""
+def check_library_alone(session: nox.Session, package: str) -> None:
+    """Fail unless the library works without frugal-shared, and its command says in one line what to install."""
+    session.run("python", "-c", "import frugal_shared", silent=True, success_codes=[1])
+    session.run("python", f"tests/library/{package.replace('-', '_')}_alone.py")
     answer = str(session.run(package, "--help", silent=True, success_codes=[1])).strip()
     if f'pip install "{package}[run]"' not in answer or "\n" in answer:
         session.error(f"without [run], {package} --help said: {answer}")
+
+
+def check_command_line(session: nox.Session, package: str, dist: str) -> None:
+    """Fail unless the command does some work with the extras that it needs."""
+    extras, arguments = REAL_COMMANDS[package]
+    session.install("--find-links", dist, f"{package}[{extras}]")
+    session.run(package, "--help", silent=True)
+    with session.chdir(session.create_tmp()):
+        session.run(package, *arguments.split())
 
 
 @nox.session

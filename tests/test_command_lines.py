@@ -84,3 +84,10 @@ def test_without_frugal_shared_the_library_works(package):
     names = getattr(import_module(package.module), "__all__", [])
     code = f"{HIDE_SHARED}import {package.module} as library\nfor name in {names}:\n    getattr(library, name)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_frugal_shared_the_library_does_its_work(package, root):
+    # `nox -s wheels` runs the same beside nothing but the package's own dependencies
+    example = root / f"tests/library/{package.module}_alone.py"
+    code = f"{HIDE_SHARED}import runpy\nrunpy.run_path({str(example)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True)

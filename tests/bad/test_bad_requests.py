@@ -112,7 +112,6 @@ def test_bdp_nas(asked, tmp_path):
     (tmp_path / "table.npz").write_bytes(b"")
     asked(
         "bdp-nas",
-        ("search", *TINY, "--keep-final", 0.001, "--warm-up", 0, "keep"),
         ("search", *TINY, "--min-per-class", 1000, "1000"),
         ("search", *TINY, "--data", tmp_path / "sizes", "sizes"),
         ("search", *TINY, "--data", tmp_path / "nothing", "nothing"),

@@ -86,7 +86,7 @@ class Backbone(nn.Module):
                 model = open_clip.create_model(name, pretrained=pretrained, force_quick_gelu=quick)
             tokenizer = open_clip.get_tokenizer(name)
         except Exception as error:  # hub, network, file and format errors share no base class
-            why = (str(error).splitlines() or [type(error).__name__])[0]
+            why = (str(error).splitlines() or [type(error).__name__])[0][:300]  # or all of open_clip's names
             raise ValueError(f"CLIP {name!r} with weights {pretrained!r} cannot be loaded: {why}") from error
         pixels = open_clip.get_model_preprocess_cfg(model)
         statistics = {key: pixels[key] for key in ("mean", "std") if key in pixels}

@@ -170,6 +170,7 @@ class Desk:
         named: object = None,
         works: tuple[str, ...] = (),
         fields: int = 16,
+        batch: bool = False,
     ) -> None:
         """Run a command on every spoilt version of one of the files it reads; the file is whole again afterwards.
 
@@ -181,6 +182,7 @@ class Desk:
             works: beginnings of the names of cases in which the command may do its work: the damage may be none, such
                 as another number in a file without a hash.
             fields: how many changes of single JSON fields to try, chosen at random.
+            batch: see :meth:`refused`.
         """
         whole, named = file.read_bytes(), file.name if named is None else named
         spoilt: dict[str, bytes | None] = damaged(whole) | foreign(self.marker) | {"a folder": None}
@@ -189,10 +191,13 @@ class Desk:
             spoilt |= broken_json() | dict(random.Random(file.name).sample(changes, min(fields, len(changes))))
         for case, content in spoilt.items():
             put(file, content)
-            self.refused(f"{file.name}: {case}", package, *argv, named=named, works=case.startswith(works))
+            works_too = case.startswith(works)
+            self.refused(f"{file.name}: {case}", package, *argv, named=named, works=works_too, batch=batch)
         put(file, whole)
 
-    def refused(self, case: str, package: str, *argv: object, named: object = "", works: bool = False) -> None:
+    def refused(
+        self, case: str, package: str, *argv: object, named: object = "", works: bool = False, batch: bool = False
+    ) -> None:
         """Run a command that has to end in one line and to leave nothing behind.
 
         Args:
@@ -201,12 +206,13 @@ class Desk:
             argv: the command line; what follows ``--output-dir`` must not be there afterwards.
             named: what the line has to name.
             works: whether the command may also do its work: the damage may be none.
+            batch: whether the command may go on with what is left of its batch, and write that.
         """
         out = Path(str(argv[argv.index("--output-dir") + 1])) if "--output-dir" in argv else None
         answer = self.ask(package, *argv)
         self.judge(f"{argv[0]}: {case}", answer, package, named=named, works=works)
         if out is not None:
-            if answer.code and out.exists():
+            if answer.code and out.exists() and not batch:
                 left = sorted(path.name for path in out.rglob("*"))
                 self.complaints.append(f"{package} {argv[0]}: {case}: left {left}: {answer.err!r}")
             shutil.rmtree(out, ignore_errors=True)

@@ -133,7 +133,7 @@ class Run:
         try:
             manifest = json.loads(path.read_text())
             before = {"package": manifest["package"], "command": manifest["command"], **manifest["config"]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UsageError(f"output_dir={str(self.folder)!r} holds an unreadable manifest.json") from error
         now = {"package": self.package, "command": type(self.config).__name__, **_plain(self.config)}
         for key, value in now.items():

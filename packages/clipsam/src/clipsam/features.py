@@ -98,6 +98,7 @@ def mapped(path: Path, shape: tuple[int, ...], kind: type) -> np.memmap:
         UsageError: the file is missing, damaged, or holds another array.
     """
     try:
+        np.load(path, mmap_mode="r", allow_pickle=False)  # "r+" would fill up a torn file with zeros
         array: Any = np.load(path, mmap_mode="r+", allow_pickle=False)
     except Exception as error:  # a damaged file raises whatever its reader stumbles over
         raise UsageError(f"{str(path)!r} cannot be read: {error}; allowed: another folder for features") from error

@@ -50,6 +50,32 @@ EXTRAS = {
 DEMOS = ["delta-dit", "clipsam", "partial-finetune", "bdp-nas"]  # the packages whose `demo` command has landed
 EVERYTHING = ["--all-packages", "--extra", "run", "--extra", "demo", "--group", "test"]
 
+ODD_DIGITS = " ".join(
+    str(label) for label in range(40) if label // 4 % 2 == 1
+)  # the plans were made with the even ones
+DEMO_BENCH = f"delta-dit bench --seeds 3 --samples 400 --labels {ODD_DIGITS} --cpu"
+# what `bench` writes: a file of docs/results, and the command lines whose rows it joins
+MEASUREMENTS = {
+    "delta-dit-demo-1.33": [f"{DEMO_BENCH} --speedup 1.33"],
+    "delta-dit-demo-1.6": [f"{DEMO_BENCH} --speedup 1.6"],
+    "delta-dit-demo-2": [f"{DEMO_BENCH} --speedup 2"],
+    "delta-dit-demo-2.5": [f"{DEMO_BENCH} --speedup 2.5"],
+    "delta-dit-demo-lcm-1.12": [f"{DEMO_BENCH} --model demo-lcm --speedup 1.12"],
+    "clipsam-embedded": [
+        *(f"clipsam eval --data procedural cells --samples 126 --seed {seed} --zero-shot --cpu" for seed in range(3)),
+        "clipsam eval --data elpv-mono elpv-poly --seed 0 --zero-shot --cpu",
+    ],
+    "clipsam-bench": ["clipsam bench --cpu"],
+    "partial-finetune-sweep-elpv": ["partial-finetune sweep --cpu"],
+    "partial-finetune-bench": [
+        "partial-finetune bench --models dinov2-vits14 --batch-size 8 --repeats 6 --cpu",
+        "partial-finetune bench --models vit_base_patch16_224 --batch-size 2 --repeats 4 --cpu",
+    ],
+    "bdp-nas-ablation": ["bdp-nas ablate --preset small --seeds 5 --cpu"],
+    "bdp-nas-bench": ["bdp-nas bench --cpu"],
+}
+ONE_THREAD = {"partial-finetune-bench"}
+
 each_package = nox.parametrize("package", [nox.param(name, id=name) for name in FOLDERS])
 
 
@@ -164,10 +190,14 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check the code's rules and its format with ruff."""
+    """Check the code's rules and its format, the import arrows, and that no helper exists twice."""
     sync(session, "lint", "--only-group", "lint")
     run(session, "ruff", "check", *session.posargs)
     run(session, "ruff", "format", "--check")
+    sources = [f"{folder}/src" for folder in FOLDERS.values()]
+    session.env["PYTHONPATH"] = os.pathsep.join(sources)  # the packages are read, not installed
+    run(session, "lint-imports", "--no-cache")
+    run(session, "pylint", "--disable=all", "--enable=duplicate-code", "--score=n", *sources)
 
 
 @nox.session
@@ -233,16 +263,42 @@ def check_command_line(session: nox.Session, package: str, dist: str) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Run packages/*/benchmarks/*.py and time every `--help`, into runs/bench."""
-    sync(session, "all", *EVERYTHING)
-    results = ROOT / "runs/bench"
-    results.mkdir(parents=True, exist_ok=True)
-    for script in sorted(ROOT.glob("packages/*/benchmarks/*.py")):
-        rows = results / f"{script.parts[-3]}-{script.stem}.json"
-        run(session, "python", str(script), "--json", str(rows))
+    """Measure docs/results/*.json anew, or those named after `--`, and docs/results.md from them; hours on 2 cores."""
+    allowed = [*COMMANDS, "help", *MEASUREMENTS]
+    for name in session.posargs:
+        if name not in allowed:
+            session.error(f"{name!r} is no measurement; allowed: {', '.join(allowed)}")
+    sync(session, "all", *EVERYTHING, "--extra", "bench")
+    for name, lines in MEASUREMENTS.items():
+        if not session.posargs or {name, lines[0].split()[0]} & set(session.posargs):
+            measure(session, name, lines)
+    if not session.posargs or "help" in session.posargs:
+        time_help(session)
+    run(session, "python", "docs/make_results.py")
+
+
+def measure(session: nox.Session, name: str, lines: list[str]) -> None:
+    """Run the command lines of a measurement, each where an earlier attempt left it, and join their rows."""
+    rows, threads = [], {"OMP_NUM_THREADS": "1"} if name in ONE_THREAD else {}
+    for number, line in enumerate(lines):
+        words, folder = line.split(), ROOT / f"runs/bench/{name}-{number}"
+        resume = ["--resume"] if folder.exists() else []
+        session.run(UV, "run", *words, "--output-dir", str(folder), *resume, env=threads)
+        seed = {"seed": int(words[words.index("--seed") + 1])} if "--seed" in words else {}
+        found = json.loads((folder / "rows.json").read_text())
+        rows += [row | seed for row in found if row.get("category", "all") == "all"]
+    (ROOT / f"docs/results/{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
+    for number in range(len(lines)):  # the next call measures anew
+        shutil.rmtree(ROOT / f"runs/bench/{name}-{number}")
+
+
+def time_help(session: nox.Session) -> None:
+    """Time every command's `--help`, into runs/bench/help_seconds.json."""
     programs = str(ROOT / ".nox/all" / ("Scripts" if os.name == "nt" else "bin"))
     seconds = {name: help_seconds(str(shutil.which(name, path=programs))) for name in COMMANDS}
-    (results / "help_seconds.json").write_text(json.dumps(seconds, indent=2) + "\n")
+    path = ROOT / "runs/bench/help_seconds.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(seconds, indent=2) + "\n")
     session.log(f"--help, median seconds of 9: {seconds}")
 
 

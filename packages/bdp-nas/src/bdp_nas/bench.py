@@ -29,7 +29,7 @@ from bdp_nas.spaces.cell import MixedCell, MixedEdges, sum_of
 from bdp_nas.spaces.nasbench201 import OPERATIONS as NASBENCH201
 from bdp_nas.spaces.operations import NONE, OPERATIONS
 from bdp_nas.spaces.space import Size, Supernet
-from frugal_shared.checkpoint import write_json
+from frugal_shared.parts import measure_parts
 from frugal_shared.report import Report
 from frugal_shared.run import Run
 from frugal_shared.timing import compare
@@ -80,18 +80,11 @@ def bench(config: BenchConfig) -> None:
             lambda: [searcher_row(name, config) for name in SEARCHERS],
             lambda: [grouped_row(config)],
         ]
-        done, state = run.restore() or (0, {"rows": []})
-        for number, part in enumerate(run.progress(parts[done:], desc="bench"), done + 1):
-            torch.manual_seed(config.seed)
-            state["rows"] += part()
-            run.save(number, state, keep=1)
+        rows = measure_parts(run, parts, config.seed, config.json)
         if run.accelerator.is_main_process:
-            for path in (run.folder / "rows.json", config.json):
-                if path is not None:
-                    write_json(path, state["rows"])
-            report(state["rows"], config).write(run.folder)
-            show(state["rows"])
-        run.finish(flat(state["rows"]))
+            report(rows, config).write(run.folder)
+            show(rows)
+        run.finish(flat(rows))
 
 
 def search_row(run: Run, config: BenchConfig) -> Row:

@@ -28,8 +28,8 @@ from clipsam.model import ClipSAM
 from clipsam.models import open_model
 from clipsam.segmenter import Embedding, Prompts, SamSegmenter, Segmenter
 from clipsam.umci import UMCIHead, rough_map
-from frugal_shared.checkpoint import write_json
 from frugal_shared.errors import RunError
+from frugal_shared.parts import measure_parts
 from frugal_shared.report import Report
 from frugal_shared.run import Run
 from frugal_shared.timing import compare
@@ -74,17 +74,11 @@ def bench(config: BenchConfig) -> None:
         *(lambda name=name: stage_rows(name, MODELS[name], config) for name in MODELS),
     ]
     with Run(config, "clipsam") as run:
-        done, state = run.restore() or (0, {"rows": []})
-        for number, part in enumerate(run.progress(parts[done:], desc="bench"), done + 1):
-            state["rows"] += part()
-            run.save(number, state, keep=1)
+        rows = measure_parts(run, parts, config.seed, config.json)
         if run.accelerator.is_main_process:
-            for path in (run.folder / "rows.json", config.json):
-                if path is not None:
-                    write_json(path, state["rows"])
-            report(state["rows"], config).write(run.folder)
-            show(state["rows"])
-        run.finish(flat(state["rows"]))
+            report(rows, config).write(run.folder)
+            show(rows)
+        run.finish(flat(rows))
 
 
 def decode_rows(sam: Sam, model: str, config: BenchConfig) -> list[Row]:

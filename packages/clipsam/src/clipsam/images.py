@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from frugal_shared.rgb import as_rgb
+
 MAX_PIXELS = 64 * 2**20
 """Images with more pixels are refused before they are decoded; as many take 192 MB as RGB, 0.6 GB at the peak."""
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -36,7 +38,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         ImageError: missing, empty, damaged or unknown, or more than :data:`MAX_PIXELS` pixels.
     """
     with _opened(path) as image:
-        return np.array(_rgb(ImageOps.exif_transpose(image)))
+        return np.array(as_rgb(ImageOps.exif_transpose(image)))
 
 
 def read_mask(path: str | Path, size: tuple[int, int]) -> NDArray[np.bool_]:
@@ -112,29 +114,6 @@ def _why(path: str | Path, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         return f"too many pixels; allowed: at most {MAX_PIXELS:,}"
     return "the file is empty" if Path(path).stat().st_size == 0 else "not an image that can be read"
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return any of Pillow's modes as 8-bit RGB."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_eight_bit(np.asarray(image)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bit(values: NDArray) -> NDArray[np.uint8]:
-    """Return deep grey values as 8 bits: by 65,535 if they are whole numbers in that range, else stretched."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise ValueError("no finite value")
-    low, high = float(finite.min()), float(finite.max())
-    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    levels = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
-    scaled = (levels - low) * (255 / max(high - low, 1e-12))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.rgb import as_rgb
 
 ELPV, DIGITS, TEXTURED = "elpv", "digits", "textured-digits"
 NAMES = (ELPV, DIGITS, TEXTURED)
@@ -363,7 +364,7 @@ def _torchvision_labels(kind: str, dataset: Any) -> tuple[int, ...]:
 
 def _read_torchvision(dataset: Any, row: int) -> Image.Image:
     try:
-        return _rgb(dataset[row][0])
+        return as_rgb(dataset[row][0])
     except Exception as error:  # as above
         raise RunError(f"torchvision's {type(dataset).__name__}, image {row}: {_one_line(error)}") from None
 
@@ -382,7 +383,7 @@ def read_image(path: Path) -> Image.Image:
         RunError: missing, empty, damaged or unknown, or more than :data:`MAX_PIXELS` pixels; the message names it.
     """
     with _opened(path) as image:
-        return _rgb(ImageOps.exif_transpose(image))
+        return as_rgb(ImageOps.exif_transpose(image))
 
 
 @contextmanager
@@ -405,29 +406,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise RunError(f"{path}: {why}") from None
     except Exception as error:  # on damaged files Pillow's readers raise whatever their parsers stumble over
         raise RunError(f"{path}: cannot be read as an image ({_one_line(error)})") from None
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return any of Pillow's modes as 8-bit RGB."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_eight_bit(np.asarray(image)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bit(values: NDArray) -> NDArray[np.uint8]:
-    """Return deep grey values as 8 bits: by 65,535 if they are whole numbers in that range, else stretched."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise ValueError("no finite value")
-    low, high = float(finite.min()), float(finite.max())
-    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
-    levels = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
-    scaled = (levels - low) * (255 / max(high - low, 1e-12))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _one_line(error: Exception) -> str:

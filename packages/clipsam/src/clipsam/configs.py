@@ -166,6 +166,8 @@ class TrainConfig(ClipConfig, RecipeConfig):
     """Distance between cells; "None": their own side."""
     stages: tuple[int, ...] = (2, 5, 8, 11)
     """Blocks of the visual tower, counted from 0, whose patch tokens are used; of ViT-L-14-336: 5 11 17 23."""
+    rarity: bool = True
+    """Whether the image's score counts an anomaly by how rare it is in its image; tried with the embedded CLIP only."""
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -8,7 +8,7 @@ metrics without masks, is NaN in the table and null in the JSON.
 stage         pixels                                    image score
 ============  ==========================================================================================
 clip          the map from texts alone                  mean of its top 1 %
-umci          the rough map                             mean of its top 1 %
+umci          the rough map                             mean of its top 1 %, or of rarity times it
 mmr           the refined map                           that of the rough map, which no mask can lift
 pixel-std     none                                      standard deviation of the grey values (ELPV only)
 ============  ==========================================================================================
@@ -31,7 +31,7 @@ from clipsam.data.sample import UNKNOWN, AnomalyData, Entry, Sample
 from clipsam.data.sources import SolarCellData
 from clipsam.images import ImageError
 from clipsam.metrics import Curve, ImageMetrics, PixelMetrics, sorted_curve
-from clipsam.model import ClipSAM, image_score
+from clipsam.model import ClipSAM, Scored, with_scores
 from clipsam.segment import overlay, to_device
 from frugal_shared.evaluation import chunks
 from frugal_shared.run import Run
@@ -244,7 +244,7 @@ def others(tally: Tally, rank: int) -> list[Tally]:
 
 def run_stages(
     model: ClipSAM, images: list[NDArray[np.uint8]], category: str, stages: Sequence[Stage], *, refines: bool = True
-) -> dict[str, list[tuple[Map, float]]]:
+) -> dict[str, list[Scored]]:
     """Return every stage's map and score of each image.
 
     Args:
@@ -258,16 +258,13 @@ def run_stages(
     if "clip" in stages and trained:
         text, rough = model.text_and_rough(images, category)
     else:
-        text = model.text_map(images, category) if "clip" in stages else []
-        rough = model.rough(images, category) if trained else []
-    refined = (
-        [model.refined(*pair).anomaly_map for pair in zip(images, rough)] if refines and "mmr" in stages else rough
-    )
-    found = {
-        "clip": [(values, image_score(values)) for values in text],
-        "umci": [(values, image_score(values)) for values in rough],
-        "mmr": [(values, image_score(before)) for values, before in zip(refined, rough)],
-    }
+        text = with_scores(model.text_map(images, category)) if "clip" in stages else []
+        rough = model.scored(images, category) if trained else []
+    refined = rough
+    if refines and "mmr" in stages:
+        segmented = [model.refined(image, *before) for image, before in zip(images, rough)]
+        refined = [(one.anomaly_map, one.score) for one in segmented]
+    found = {"clip": text, "umci": rough, "mmr": refined}
     return {stage: found[stage] for stage in stages}
 
 

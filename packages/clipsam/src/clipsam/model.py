@@ -24,6 +24,7 @@ from torch import Tensor
 from clipsam.backbone import Backbone
 from clipsam.mmr import MMRConfig, refine
 from clipsam.prompts import PromptBank
+from clipsam.rarity import weighted
 from clipsam.segmenter import Segmenter
 from clipsam.umci import UMCIHead, rough_map
 
@@ -38,12 +39,17 @@ FIELDS = {
     "umci": dict,
     "sha256": str,
     "mmr": dict,
+    "rarity": bool,
     "provenance": dict,
 }
 """Of a checkpoint's description."""
 LARGEST = 4096  # pixels, side of the square that CLIP sees
 TEMPERATURE = 0.07  # CLIP's own at the start of its training; of the map from texts alone
 TOP_SHARE = 0.01  # of the pixels, whose mean is the image's score: one wild pixel does not decide
+
+
+Scored = tuple[NDArray[np.float32], float]
+"""A map ``(H, W)`` and its image's score."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +59,8 @@ class Segmentation:
     Args:
         anomaly_map: ``(H, W)`` float32 in [0, 1], on the image's own pixels and comparable between images.
         rough_map: the same before the refinement.
-        score: of the image, in [0, 1]: the mean of the top 1 % of the rough map, which a mask cannot lift.
+        score: of the image, in [0, 1]: the mean of the top 1 % of the rough map, which a mask cannot lift; where the
+            pipeline counts rarity, of the map that ``rarity.py`` makes of it.
         boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ of the anomalous regions, in pixels; none without a segmenter.
         masks: ``(K, H, W)`` bool.
         mask_scores: ``(K,)`` in [0, 1].
@@ -76,6 +83,7 @@ class ClipSAM:
         bank: the sentences.
         segmenter: refines the map; None leaves it rough.
         mmr: options of the refinement.
+        rarity: whether the heads' image score counts an anomaly by how rare it is in its image, see ``rarity.py``.
         provenance: what the heads were trained on, for reports: "data" is a list of data sets' names.
     """
 
@@ -87,9 +95,10 @@ class ClipSAM:
         segmenter: Segmenter | None = None,
         *,
         mmr: MMRConfig | None = None,
+        rarity: bool = False,
         provenance: dict[str, Any] | None = None,
     ) -> None:
-        self.backbone, self.segmenter = backbone, segmenter
+        self.backbone, self.segmenter, self.rarity = backbone, segmenter, rarity
         self.umci = None if umci is None else umci.eval()
         self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
 
@@ -103,14 +112,19 @@ class ClipSAM:
         Raises:
             ValueError: an image of another shape.
         """
-        rough = self.rough(images, category)
-        return [self.refined(image, anomaly_map) for image, anomaly_map in zip(images, rough)]
+        scored = self.scored(images, category)
+        return [self.refined(image, anomaly_map, score) for image, (anomaly_map, score) in zip(images, scored)]
 
     @torch.no_grad()
     def rough(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[NDArray[np.float32]]:
         """Return the rough map O of every image, ``(H, W)`` in [0, 1]: UMCI's, or the texts' without one."""
+        return [anomaly_map for anomaly_map, _ in self.scored(images, category)]
+
+    @torch.no_grad()
+    def scored(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[Scored]:
+        """Return the rough map of every image with the image's score."""
         if self.umci is None:
-            return self.text_map(images, category)
+            return with_scores(self.text_map(images, category))
         return self._umci_maps(self.backbone.patches(self._batch(images)), images, category)
 
     @torch.no_grad()
@@ -123,20 +137,20 @@ class ClipSAM:
         return self._text_maps(self.backbone.joint(self._batch(images)), images, category)
 
     @torch.no_grad()
-    def text_and_rough(
-        self, images: Sequence[NDArray[np.uint8]], category: str
-    ) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-        """Return what :meth:`text_map` and :meth:`rough` do, with the tower run once."""
+    def text_and_rough(self, images: Sequence[NDArray[np.uint8]], category: str) -> tuple[list[Scored], list[Scored]]:
+        """Return what :meth:`text_map` and :meth:`rough` do, with scores, and with the tower run once."""
         patches, joint = self.backbone.patches_and_joint(self._batch(images))
-        text = self._text_maps(joint, images, category)
+        text = with_scores(self._text_maps(joint, images, category))
         return text, text if self.umci is None else self._umci_maps(patches, images, category)
 
-    def _umci_maps(
-        self, patches: list[Tensor], images: Sequence[NDArray[np.uint8]], category: str
-    ) -> list[NDArray[np.float32]]:
+    def _umci_maps(self, patches: list[Tensor], images: Sequence[NDArray[np.uint8]], category: str) -> list[Scored]:
         umci: Any = self.umci
         maps = rough_map(umci(patches, self.backbone.text(category, self.bank)))
-        return [to_native(values, image) for values, image in zip(maps, images)]
+        native = [to_native(values, image) for values, image in zip(maps, images)]
+        if not self.rarity:
+            return with_scores(native)
+        counted = weighted(maps, patches)
+        return [(rough, image_score(to_native(c, image))) for rough, c, image in zip(native, counted, images)]
 
     def _text_maps(
         self, joint: Tensor, images: Sequence[NDArray[np.uint8]], category: str
@@ -145,9 +159,9 @@ class ClipSAM:
         maps = torch.stack([window_probability(joint, language, side) for side in (1, 2, 3)]).mean(0)
         return [to_native(values, image) for values, image in zip(maps, images)]
 
-    def refined(self, image: NDArray[np.uint8], rough: NDArray[np.float32]) -> Segmentation:
-        """Return the refinement of a rough map."""
-        score = image_score(rough)
+    def refined(self, image: NDArray[np.uint8], rough: NDArray[np.float32], score: float | None = None) -> Segmentation:
+        """Return the refinement of a rough map, with the image's score; unset: that of the map alone."""
+        score = image_score(rough) if score is None else score
         if self.segmenter is None:
             return Segmentation(rough, rough, score)
         found = refine(image, rough, self.segmenter, self.mmr)
@@ -182,6 +196,7 @@ class ClipSAM:
                 "pool_stride": stage.pool_stride,
             },
             "mmr": asdict(self.mmr),
+            "rarity": self.rarity,
             "provenance": self.provenance,
         }
         folder = Path(folder)
@@ -242,7 +257,8 @@ class ClipSAM:
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(f"{str(path)!r} holds no such heads: {str(error).splitlines()[0]}") from error
         umci.to(next(backbone.parameters()).device).requires_grad_(False)
-        return cls(backbone, umci, bank, segmenter, mmr=mmr, provenance=config["provenance"])
+        rarity, provenance = config["rarity"], config["provenance"]
+        return cls(backbone, umci, bank, segmenter, mmr=mmr, rarity=rarity, provenance=provenance)
 
 
 def window_probability(joint: Tensor, language: Tensor, side: int) -> Tensor:
@@ -271,6 +287,11 @@ def to_native(values: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return large.clamp(0, 1).cpu().numpy()
 
 
+def with_scores(maps: Sequence[NDArray[np.float32]]) -> list[Scored]:
+    """Return maps, each with its own score."""
+    return [(anomaly_map, image_score(anomaly_map)) for anomaly_map in maps]
+
+
 def image_score(anomaly_map: NDArray[np.float32]) -> float:
     """Return the mean of the top 1 % of a map, of at least one pixel."""
     count = max(1, round(TOP_SHARE * anomaly_map.size))
@@ -292,6 +313,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from error
     if schema != SCHEMA:
         raise ValueError(f"{str(path)!r} has schema={schema!r}; allowed: {SCHEMA!r}")
+    config.setdefault("rarity", False)  # checkpoints of before there was one
     for name, kind in FIELDS.items():
         if not isinstance(config.get(name), kind):
             raise ValueError(f"{str(path)!r} has no {name} ({kind.__name__}); allowed: what save_pretrained wrote")

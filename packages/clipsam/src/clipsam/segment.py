@@ -86,12 +86,12 @@ def segment_images(model: ClipSAM, config: SegmentConfig, shares: Iterable[range
         if not missing:
             continue
         images = read_images(config.images, share, failures)
-        rough = model.rough(list(images.values()), config.category) if images else []
-        for (index, image), anomaly_map in zip(images.items(), rough):
+        scored = model.scored(list(images.values()), config.category) if images else []
+        for (index, image), (anomaly_map, score) in zip(images.items(), scored):
             if index not in missing:
                 continue
             try:
-                found = model.refined(image, anomaly_map)
+                found = model.refined(image, anomaly_map, score)
             except ValueError as error:  # an image that SAM refuses, such as one that is a line
                 failures[index] = f"{config.images[index]}: {error}"
                 continue

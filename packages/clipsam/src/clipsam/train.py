@@ -58,7 +58,7 @@ def train(config: TrainConfig) -> None:
         folder = config.features or run.folder / "features"
         train_set = Cached(compute_features(folder, backbone, train_data, run, "train"), train_data, backbone, bank)
         val_set = Cached(compute_features(folder, backbone, val_data, run, "val"), val_data, backbone, bank)
-        model = ClipSAM(backbone, head, bank, provenance=provenance(config, train_data))
+        model = ClipSAM(backbone, head, bank, rarity=config.rarity, provenance=provenance(config, train_data))
         best = Best(run, model, val_set)
 
         def loss(head: nn.Module, step: int) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from frugal_shared.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_bytes
+from frugal_shared.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, whole_folder, write_bytes
 from frugal_shared.errors import RunError
 
 TREE = {
@@ -204,8 +204,21 @@ def test_killed_while_writing_leaves_the_old_one(two, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             save_checkpoint(two, 30, {"note": "thirty"})
     assert latest_checkpoint(two)[0] == 20
+    (two / ".step-00000030").mkdir()  # what a kill leaves, which nothing can tidy up
     save_checkpoint(two, 40, {"note": "forty"})
     assert steps(two) == ["step-00000010", "step-00000020", "step-00000040"]  # the torn rest is gone
+
+
+def test_a_folder_that_could_not_be_filled_leaves_the_old_one_alone(tmp_path):
+    target = tmp_path / "pipeline"
+    for text in ("old", "new"):
+        with whole_folder(target) as folder:
+            (folder / "weights").write_text(text)
+    with pytest.raises(OSError, match="No space left"), whole_folder(target) as folder:
+        (folder / "weights").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert (target / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_folder_without_checkpoints(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from frugal_shared.cli import run_cli
 from frugal_shared.config import CommandConfig, RunConfig
-from frugal_shared.errors import RunError, UsageError
+from frugal_shared.errors import RunError, Terminated, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +143,7 @@ ERRORS = [
     (KeyError("layer"), 1, "KeyError: 'layer' (--debug shows where)"),
     (RuntimeError(), 1, "RuntimeError: RuntimeError (--debug shows where)"),
     (KeyboardInterrupt(), 130, "interrupted"),
+    (Terminated(), 143, "terminated"),
 ]
 
 

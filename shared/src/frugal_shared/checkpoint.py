@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,22 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return value
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder to fill, which then takes the place of ``path``; if filling it fails, it is removed."""
+    temporary = path.with_name(f".{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 3) -> Path:
     """Write ``tree`` as checkpoint ``step`` below ``folder``, keep the newest ``keep``, return the new one's path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,14 +90,10 @@ def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 3) -> Pat
     shape = _pack(tree, "", tensors)
     data = save_bytes(tensors)
     target = folder / f"step-{step:08d}"
-    temporary = folder / f".{target.name}"
-    temporary.mkdir()
-    write_bytes(temporary / "tensors.safetensors", data)
-    state = {"format": FORMAT, "step": step, "sha256": _digest(data, step, shape), "tree": shape}
-    write_json(temporary / "state.json", state)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
+    with whole_folder(target) as temporary:
+        write_bytes(temporary / "tensors.safetensors", data)
+        state = {"format": FORMAT, "step": step, "sha256": _digest(data, step, shape), "tree": shape}
+        write_json(temporary / "state.json", state)
     paths = _checkpoints(folder)
     newest = paths.index(target)  # what is later was torn, or the run would have gone on from there
     for path in paths:

@@ -1,6 +1,6 @@
 """The command line of a package: its config dataclasses become subcommands, its errors become one line.
 
-Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted.
+Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted, 143 terminated.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from typing import Annotated, Any, Union
 import tyro
 
 from frugal_shared.config import CommandConfig, ProcessConfig
-from frugal_shared.errors import RunError, check_choice
-from frugal_shared.launch import launch, report_worker_error
+from frugal_shared.errors import RunError, Terminated, check_choice
+from frugal_shared.launch import heeding_sigterm, launch, report_worker_error
 from frugal_shared.options import parse_options
 
 Commands = dict[str, tuple[type[CommandConfig], str]]
@@ -34,9 +34,12 @@ def run_cli(program: str, commands: Commands, argv: list[str] | None = None) -> 
         sys.stdout.write(f"{program} {version(program)}\n")
         return 0
     try:
-        return _run(program, commands, argv)
+        with heeding_sigterm():
+            return _run(program, commands, argv)
     except KeyboardInterrupt:
         return _fail(program, "interrupted", 130)
+    except Terminated:
+        return _fail(program, "terminated", 143)
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()

@@ -9,6 +9,10 @@ class RunError(RuntimeError):
     """The request was fine and the run failed: exit code 1."""
 
 
+class Terminated(BaseException):
+    """The process was told to end (SIGTERM): exit code 143. Like ``KeyboardInterrupt`` no ``Exception``."""
+
+
 def check_choice(field: str, value: object, allowed: object) -> None:
     """Raise :class:`UsageError` naming field, value and choices unless ``value`` is one of ``allowed``."""
     choices = list(allowed)  # type: ignore[call-overload]

@@ -13,16 +13,18 @@ under a launcher    (``accelerate launch -m delta_dit …``, ``torchrun``) this 
 Both launchers run inside this process, so that a worker's failure comes back as an exception and is told in one line.
 """
 
+import contextlib
 import json
 import logging
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from frugal_shared.config import ProcessConfig
-from frugal_shared.errors import RunError, UsageError
+from frugal_shared.errors import RunError, Terminated, UsageError
 
 # where a worker leaves the one line that its parent prints, so that N workers do not print it N times
 ERROR_FILE = "FRUGAL_ERROR_FILE"
@@ -41,6 +43,7 @@ def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv
         UsageError: a world size that cannot be had.
         RunError: a worker failed.
         KeyboardInterrupt: the workers were interrupted.
+        Terminated: the process was told to end, and has ended the workers.
     """
     count = config.num_processes
     if "WORLD_SIZE" in os.environ:
@@ -55,6 +58,26 @@ def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv
         if not config.cpu:
             _check_gpus(count)
         _start_workers(_run_on_cpu if config.cpu else _run_on_gpus, count, module, argv)
+
+
+@contextlib.contextmanager
+def heeding_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise :class:`Terminated`, so that a batch system's notice leaves nothing half-written.
+
+    Not in a worker: it ends at once, as is the default, for where it waits for the others no Python handler is heard.
+    """
+    if "WORLD_SIZE" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def leave_group() -> None:
@@ -105,7 +128,7 @@ def _start_workers(start: Callable[[int, str, list[str]], None], count: int, mod
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
             raise _worker_error(Path(os.environ[ERROR_FILE]), codes) from error
         except SignalException as error:
-            raise KeyboardInterrupt from error
+            raise (Terminated if error.sigval == signal.SIGTERM else KeyboardInterrupt) from error
         finally:
             del os.environ[ERROR_FILE]
             logging.disable(logging.NOTSET)

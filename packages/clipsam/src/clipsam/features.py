@@ -4,7 +4,9 @@ Nothing in the tower is ever trained, so a training that sees each image ten tim
 are memory-mapped: only what a batch needs is read.
 """
 
+import contextlib
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,9 +119,25 @@ def claim(folder: Path, name: str, key: dict[str, Any], shapes: dict[str, tuple[
             raise UsageError(f"{str(folder)!r} holds features of another {differing[0]}; allowed: another folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    for part, (shape, kind) in shapes.items():
-        np.lib.format.open_memmap(folder / f"{name}-{part}.npy", mode="w+", dtype=kind, shape=shape)
-    write_json(path, key)
+    files = {folder / f"{name}-{part}.npy": shape for part, shape in shapes.items()}
+    try:
+        for file, (shape, kind) in files.items():
+            np.lib.format.open_memmap(file, mode="w+", dtype=kind, shape=shape)
+            reserve(file)
+        write_json(path, key)
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it holds other features
+            folder.rmdir()
+        raise
+
+
+def reserve(path: Path) -> None:
+    """Take the room that a file is to have: on a full disk, writing to mapped memory would end the process at once."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def digest(data: AnomalyData) -> str:

@@ -325,5 +325,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def write(path: Path, content: bytes) -> None:
     """Write a file so that it is there as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

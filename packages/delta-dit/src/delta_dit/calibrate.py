@@ -22,6 +22,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from delta_dit.adapters import Block, adapter_for, argument_reader, blocks_of, stream_reader
@@ -147,7 +148,9 @@ def measure(sampler: Sampler, run: Run, config: CalibrateConfig) -> Calibration:
             pieces.append((chunk, recorder.take(len(chunk))))
     few = -(-config.samples // PROBE_SHARE)  # a PSNR needs fewer samples than a Δ's direction, and many more runs
     images, sketches = gather_chunks(drawn), gather_chunks(pieces).numpy()
-    levels, blocks = tuple(recorder.clock.levels), sketches.shape[2]
+    # a process that had nothing to draw has seen no levels
+    levels = max((tuple(levels) for levels in gather_object([list(recorder.clock.levels)])), key=len)
+    blocks = sketches.shape[2]
     probes = probes_of(blocks)
     harm = np.full((len(levels), len(probes)), np.nan)
     for column, probe in enumerate(probes):

@@ -1,5 +1,6 @@
 """``delta-dit generate``: images by the hundred, on any number of processes, resumable."""
 
+import json
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -14,12 +15,13 @@ from delta_dit.configs import GenerateConfig
 from delta_dit.methods import to_bytes
 from delta_dit.models import conditions, load_sampler
 from delta_dit.plan import DeltaPlan
-from frugal_shared.checkpoint import write_bytes
+from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.evaluation import chunks
 from frugal_shared.report import grid
 from frugal_shared.run import Run
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
+SPEEDUP = "speedup.json"  # as measured while the first images were drawn
 
 
 def generate(config: GenerateConfig) -> None:
@@ -37,14 +39,15 @@ def generate(config: GenerateConfig) -> None:
             # a chunk is drawn whole or not at all, so that a resumed run draws the same batches
             if not all(path(folder, index).exists() for index in chunk):
                 images = sampler.draw(config.seed, chunk, steps=config.steps, guidance=config.guidance)
+                if 0 in chunk:  # kept, because a resumed run may have nothing left to draw
+                    write_json(run.folder / SPEEDUP, {"block_speedup": delta_cache_stats(sampler.pipe).block_speedup})
                 for index, image in zip(chunk, images):
-                    write_bytes(path(folder, index), png(image))
+                    write_bytes(path(folder, index), png(picture(image)))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             shown = [np.asarray(Image.open(path(folder, i))) for i in range(min(config.count, GRID_IMAGES))]
-            grid(np.stack(shown), GRID_COLUMNS).save(run.folder / "grid.png")
-        speedup = delta_cache_stats(sampler.pipe).block_speedup
-        run.finish({"images": config.count, "block_speedup": speedup if speedup == speedup else None})
+            write_bytes(run.folder / "grid.png", png(grid(np.stack(shown), GRID_COLUMNS)))
+        run.finish({"images": config.count, **json.loads((run.folder / SPEEDUP).read_text())})
 
 
 def cache_config(config: GenerateConfig) -> DeltaCacheConfig:
@@ -59,8 +62,13 @@ def path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-def png(image: Tensor) -> bytes:
-    """Return an image ``(3, H, W)`` in [0, 1] as the bytes of a PNG file."""
+def picture(image: Tensor) -> Image.Image:
+    """Return an image ``(3, H, W)`` in [0, 1] as a picture."""
+    return Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy())
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
     buffer = BytesIO()
-    Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy()).save(buffer, format="png")
+    picture.save(buffer, format="png")
     return buffer.getvalue()

@@ -22,6 +22,7 @@ from frugal_shared.run import Run
 from frugal_shared.seeds import generator
 
 FOLDER = "textured-digits-judge"
+SAVE_EVERY = 500  # steps
 _AUGMENT = 1  # stream of random numbers
 
 
@@ -99,7 +100,7 @@ def train(config: TrainJudgeConfig) -> None:
             optimizer.zero_grad()
             if (step + 1) % 50 == 0:
                 run.log(step + 1, loss=loss.item())
-            if (step + 1) % 500 == 0:
+            if (step + 1) % SAVE_EVERY == 0:
                 run.save(step + 1, {"model": judge.state_dict(), "optimizer": optimizer.state_dict()}, keep=2)
         images, labels = TexturedDigits("test", config.seed).batch(0, 2000)
         outline, texture = (right.double().mean().item() for right in judge.eval().reads(images, labels))

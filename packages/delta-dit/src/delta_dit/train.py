@@ -13,9 +13,11 @@ from diffusers.training_utils import EMAModel
 
 from delta_dit.configs import TrainDemoConfig, TrainDemoLcmConfig
 from delta_dit.pixel import PixelDiTPipeline
+from frugal_shared.checkpoint import whole_folder
 from frugal_shared.datasets import TexturedDigits
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
+from frugal_shared.training import share as equal_share
 from frugal_shared.training import warm_up_cosine
 
 HEAD_WIDTH = 32
@@ -94,7 +96,8 @@ def fit(
     bare = accelerator.unwrap_model(model)
     ema.copy_to(bare.parameters())
     if accelerator.is_main_process:
-        PixelDiTPipeline(bare.half(), scheduler).save_pretrained(run.folder / "pipeline", variant="fp16")
+        with whole_folder(run.folder / "pipeline") as folder:
+            PixelDiTPipeline(bare.half(), scheduler).save_pretrained(folder, variant="fp16")
     parameters = sum(parameter.numel() for parameter in bare.parameters())
     run.finish({"steps": config.steps, "images": config.steps * config.batch_size, "parameters": parameters})
 
@@ -145,6 +148,5 @@ def x0_loss(model, scheduler, x0, labels, config: TrainDemoConfig, step: int, ac
 
 
 def share(accelerator, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return this process's samples of a global batch, on its device."""
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
-    return tuple(tensor[mine].to(accelerator.device) for tensor in tensors)
+    """Return this process's samples of a global batch, on its device (see :func:`frugal_shared.training.share`)."""
+    return tuple(equal_share(accelerator, tensor).to(accelerator.device) for tensor in tensors)

@@ -4,6 +4,7 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
+from faults import Laboratory
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,3 +62,16 @@ def package(request):
 def member(request):
     """Each of the four packages, and frugal-shared."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def laboratory(tmp_path_factory):
+    """Where commands are run and things happen to them; see ``faults.py``."""
+    laboratory = Laboratory(tmp_path_factory.mktemp("laboratory"))
+    yield laboratory
+    laboratory.close()
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a package's commands together: each process that runs some has to import the package."""
+    items.sort(key=lambda item: str(item.callspec.params.get("command", "")) if hasattr(item, "callspec") else "")

@@ -1,0 +1,90 @@
+"""Ctrl-C, SIGTERM and a worker that dies: one line, the documented exit code, nobody left, and a run that goes on."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from faults import differing, leftovers, some_of
+from tiny import COMMANDS
+
+TOLD = {"interrupt": (130, "interrupted"), "terminate": (143, "terminated")}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_an_interrupted_run_says_so_and_goes_on(laboratory, command, tmp_path):
+    folder, events = tmp_path / "run", laboratory.answer(command).events
+    renames = [event for event in events if event.startswith("rename ")]
+    for event, action in zip(some_of(renames[1:], 2, str(command)), TOLD):
+        answer = laboratory.run(command, folder, "--resume", moments={event: action})
+        code, line = TOLD[action]
+        assert (answer.codes, answer.errors) == ([code], [f"{command.package}: error: {line}"]), event
+        assert leftovers(folder) == []
+    assert laboratory.run(command, folder, "--resume").codes == [0]
+    assert differing(folder, laboratory.whole(command)) == []
+
+
+MARK = "TESTED_IN"  # in the environment of all processes of a run
+LONG = ["train-demo", "--steps", "100000", "--blocks", "1", "--heads", "1", "--batch-size", "2", "--save-every", "20"]
+
+
+@pytest.fixture
+def two_processes(tmp_path):
+    """A launcher with two workers in the middle of a training."""
+    options = [*LONG, "--cpu", "--num-processes", "2", "--output-dir", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "delta_dit", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", MARK: str(tmp_path)},
+    )
+    while not list(tmp_path.glob("run/checkpoints/step-*")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    assert {b"RANK=0", b"RANK=1"} <= set().union(*family(tmp_path).values())
+    yield process
+    for pid in family(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+
+
+def family(mark):
+    """Return the environments of all processes that inherited a mark, by their number."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
+            values = path.read_bytes().split(b"\0")
+            if f"{MARK}={mark}".encode() in values:
+                found[int(path.parent.name)] = values
+    return found
+
+
+def ends(process, mark):
+    """Return how a launcher ends: its exit code, and what it says; with it everybody has to be gone."""
+    _, errors = process.communicate(timeout=120)
+    assert not family(mark)
+    return process.returncode, errors
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are listed from /proc")
+
+
+@on_linux
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(("number", "action"), [(signal.SIGINT, "interrupt"), (signal.SIGTERM, "terminate")])
+def test_two_processes_are_ended_together(two_processes, tmp_path, number, action):
+    os.killpg(two_processes.pid, number)  # as a terminal does
+    code, line = TOLD[action]
+    assert ends(two_processes, tmp_path) == (code, f"delta-dit: error: {line}\n")
+
+
+@on_linux
+@pytest.mark.multiprocess
+def test_a_worker_that_is_killed_ends_the_whole_run(two_processes, tmp_path):
+    [worker] = [pid for pid, values in family(tmp_path).items() if b"RANK=1" in values]
+    os.kill(worker, signal.SIGKILL)
+    assert ends(two_processes, tmp_path) == (1, "delta-dit: error: worker 1 died with code -9\n")

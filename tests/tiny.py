@@ -1,0 +1,180 @@
+"""Every long command of every package, as small as it can be, and what it reads.
+
+What is drawn or embedded is used where it is quick; else a stand-in of the same classes takes its place, by ``patches``
+in the process that runs the command. The functions here run in that process, too.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Command:
+    """A command line, and what is put in the place of what is too slow.
+
+    Args:
+        line: package, command and options; ``{root}`` is the folder of the inputs, ``{train-demo}`` the run folder of
+            that command of the same package.
+        patches: "module.name" → a value, or "tiny:NAME" for something from here.
+    """
+
+    line: str
+    patches: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def package(self):
+        return self.line.split()[0]
+
+    @property
+    def name(self):
+        return self.line.split()[1]
+
+    def __str__(self):
+        return f"{self.package} {self.name}"
+
+
+CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
+TINY_DIT = {"delta_dit.demo.load_sampler": "tiny:drawn_sampler"}
+SMALL_TOWER = {
+    "clipsam.embedded.IMAGE_SIZE": 56,
+    "clipsam.train_sam.frozen_backbone": "tiny:small_tower",
+    "clipsam.train_text.frozen_backbone": "tiny:small_tower",
+    "clipsam.train_text.PromptBank": "tiny:few_prompts",
+    "clipsam.train_sam.CHECKED": 1,
+}
+SMALL_NETWORK = {"space": "nasbench201", "channels": 4, "cells": 1}
+RECIPE = "--images 16 --val-images 8 --batch-size 6 --steps 6 --save-every 2"
+PICTURES = "{root}/0.png {root}/1.png {root}/2.png {root}/3.png {root}/4.png"
+MAPS = "{root}/0.npy {root}/1.npy {root}/2.npy {root}/3.npy {root}/4.npy"
+TASK = "--model test_vit --weights {root}/vit.safetensors --image-size 32 --data {root}/classes --batch-size 6"
+FIT = f"{TASK} --epochs 2 --save-every 2 --learning-rate 1e-3"
+SHORT = "--top-k 1 --select-epochs 1 --select-repeats 1"
+SPACE = "--channels 4 --cells 1 --samples 100 --epochs 4"
+
+COMMANDS = [
+    Command("delta-dit train-demo --steps 6 --blocks 2 --heads 1 --batch-size 6 --save-every 2"),
+    Command("delta-dit train-demo-lcm --teacher {train-demo}/pipeline --steps 4 --batch-size 6 --save-every 2"),
+    Command("delta-dit train-judge --steps 6 --batch-size 2", {"delta_dit.judge.SAVE_EVERY": 2}),
+    Command("delta-dit generate --model {train-demo}/pipeline --count 7 --batch-size 2 --steps 3 --speedup 1.2"),
+    Command("delta-dit calibrate --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2"),
+    Command("delta-dit analyze --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2 --ranges 2"),
+    Command("delta-dit demo --steps 4 --speedup 1.3 --samples 3 --batch-size 2 --repeats 1", TINY_DIT),
+    Command(f"clipsam train {RECIPE} --hidden 8 --image-size 56 --prompts {{root}}/prompts.yaml"),
+    Command(f"clipsam train-text {RECIPE}", SMALL_TOWER),
+    Command(f"clipsam train-sam {RECIPE} --batch-size 2", SMALL_TOWER),
+    Command("clipsam eval --checkpoint {train}/best --sam none --stages clip umci --samples 7", SMALL_TOWER),
+    Command(f"clipsam segment {PICTURES} --checkpoint {{train}}/best --batch-size 1", SMALL_TOWER),
+    Command(f"clipsam refine {PICTURES} --maps {MAPS}", SMALL_TOWER),
+    Command(f"partial-finetune train {FIT} --strategy attn"),
+    Command(f"partial-finetune select {FIT} {SHORT}"),
+    Command(
+        f"partial-finetune sweep {FIT} --strategies full attn --learning-rates 1e-3 --seeds 1 --limit 5"
+        " --corruptions contrast"
+    ),
+    Command("partial-finetune soup {train} --kind wise-ft --weights {root}/vit.safetensors"),
+    Command(
+        "partial-finetune eval {train} --weights {root}/vit.safetensors --corruptions contrast --severities 1 5"
+        " --batch-size 2"
+    ),
+    Command(
+        "partial-finetune demo --samples 16 --epochs 1",
+        {"partial_finetune.demo.recipe_of": "tiny:short_recipe", "partial_finetune.demo.scratch": "tiny:same_task"},
+    ),
+    Command("partial-finetune angles {train} --weights {root}/vit.safetensors"),
+    Command(f"bdp-nas search {SPACE}"),
+    Command(f"bdp-nas retrain {CELL} {SPACE}"),
+    Command(
+        "bdp-nas ablate --searchers darts --variants none bdp --seeds 1 --samples 100 --epochs 3 --retrain-epochs 1"
+    ),
+    Command(
+        "bdp-nas demo --data digits --samples 100 --epochs 3",
+        {"bdp_nas.demo.NETWORK": SMALL_NETWORK, "bdp_nas.demo.RETRAIN_EPOCHS": 1},
+    ),
+]
+
+
+def make_inputs(root: str) -> None:
+    """Draw the pictures, maps, classes and weights that the commands read."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    folder, random = Path(root), np.random.default_rng(0)
+    for number in range(5):
+        Image.fromarray(random.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        np.save(folder / f"{number}.npy", np.pad(np.full((20, 20), 0.9, np.float32), ((10, 18), (20, 24))))
+    for number, name in enumerate(("dark", "grey", "light")):
+        (folder / "classes" / name).mkdir(parents=True)
+        for index in range(7):
+            pixels = random.integers(60 * number, 60 * number + 130, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "classes" / name / f"{index}.png")
+    (folder / "prompts.yaml").write_text(
+        'normal_states: ["{}"]\nabnormal_states: ["damaged {}"]\ntemplates: ["a photo of a {}."]\n'
+    )
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), folder / "vit.safetensors")
+
+
+def drawn_sampler(name: str):
+    """Return the embedded model's sampler around a model of two blocks with random weights."""
+    import torch
+
+    from delta_dit.configs import TrainDemoConfig
+    from delta_dit.models import load_sampler, open_gates
+    from delta_dit.train import build
+
+    sampler = load_sampler(name)
+    torch.manual_seed(0)
+    model, _ = build(TrainDemoConfig(blocks=2, heads=1))
+    open_gates(model)
+    sampler.pipe.register_modules(transformer=model)
+    return sampler
+
+
+def small_tower(model):
+    """Return the embedded CLIP as one that sees 4×4 patches."""
+    from clipsam.embedded import frozen_backbone
+
+    return frozen_backbone(model, 56)
+
+
+def few_prompts():
+    """Return sentences of which there is one for each state."""
+    from clipsam.prompts import PromptBank
+
+    return PromptBank(normal_states=("{}",), abnormal_states=("damaged {}",), templates=("a photo of a {}.",))
+
+
+def short_recipe(config):
+    """Return the demo's recipe for a tiny network on the drawn classes."""
+    from partial_finetune.configs import SelectionConfig
+
+    root = Path(os.environ["TINY_ROOT"])
+    options = {"model": "test_vit", "weights": root / "vit.safetensors", "image_size": 32}
+    options |= {"data": str(root / "classes"), "batch_size": 6, "epochs": 1}
+    options |= {"select_epochs": 1, "top_k": 1, "direction": "largest"}
+    return SelectionConfig(output_dir=config.output_dir, seed=config.seed, cpu=True, **options)
+
+
+def same_task(task, seed):
+    """Return the task itself, for DINOv2 without its weights is not tiny."""
+    return task
+
+
+def count_torn(folder):
+    """Return how many checkpoints below a folder cannot be read, as an exit code."""
+    from frugal_shared.checkpoint import load_checkpoint
+    from frugal_shared.errors import RunError
+
+    torn = 0
+    for path in Path(folder).rglob("checkpoints/step-*"):
+        try:
+            load_checkpoint(path)
+        except RunError:
+            torn += 1
+    return torn

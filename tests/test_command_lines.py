@@ -44,6 +44,19 @@ def test_help_names_the_commands_and_imports_no_torch(package):
     assert not HEAVY & set(modules)
 
 
+def test_import_brings_in_no_torch_and_none_of_the_host_library(package):
+    code = f"import sys, {package.module}, {package.module}.cli; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not (HEAVY | {"numpy", "sklearn"}) & set(result.stdout.split())
+
+
+def test_everything_at_the_door_is_there(package):
+    module = import_module(package.module)
+    assert all(getattr(module, name) for name in module.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = module.Nothing
+
+
 def test_help_of_every_command_imports_no_torch(package):
     for name, (config, _) in import_module(f"{package.module}.cli").COMMANDS.items():
         code, out, err, modules = probe(package, name, "--help")

@@ -235,13 +235,13 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> 
         save_file({name: _copy(tensor) for name, tensor in tensors.items()}, new / TENSORS)
         facts["sha256"] = _digest(new / TENSORS, facts)
         (new / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-    except BaseException:
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if path.exists():
-        path.rename(old)
-    new.rename(path)
-    shutil.rmtree(temporary)
 
 
 def _digest(file: Path, facts: dict[str, Any]) -> str:

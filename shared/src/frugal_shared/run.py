@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_bytes, write_json
@@ -45,6 +45,7 @@ class Run:
         config: the run's options; stored in the manifest.
         package: distribution name of the package that runs, e.g. ``"delta-dit"``.
         mixed_precision: Accelerate's: "no", "bf16" or "fp16".
+        unused_parameters: whether a step may leave trained parameters out, for which several processes else wait.
 
     Raises:
         UsageError: the folder holds a run and ``resume`` is off, or holds a run with other options; or the world is not
@@ -52,13 +53,16 @@ class Run:
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, config: RunConfig, package: str, *, mixed_precision: str = "no") -> None:
+    def __init__(
+        self, config: RunConfig, package: str, *, mixed_precision: str = "no", unused_parameters: bool = False
+    ) -> None:
         self.config = config
         self.package = package
         self.folder = Path(config.output_dir)
         if config.tracker is not None:
             require_tracker(config.tracker)
         options: Any = {"log_with": config.tracker, "project_dir": str(self.folder), "mixed_precision": mixed_precision}
+        options["kwargs_handlers"] = [DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)]
         self.accelerator = Accelerator(cpu=config.cpu, **options)
         started = self.accelerator.num_processes
         if config.num_processes not in (None, started):

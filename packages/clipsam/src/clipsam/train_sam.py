@@ -45,7 +45,7 @@ FOCAL_WEIGHT = 20.0
 def train(config: TrainSamConfig) -> None:
     """Train, save ``<output_dir>/sam.safetensors`` in fp16, and write the results."""
     train_data, val_data = training_data(DATA, config.images, config.val_images, config.seed)
-    with Run(config, "clipsam") as run:
+    with Run(config, "clipsam", unused_parameters=True) as run:  # a batch may hold points alone
         torch.manual_seed(config.seed)
         model = Prompted(build_sam()).to(run.accelerator.device)
         folder = config.features or run.folder / "features"

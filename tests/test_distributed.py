@@ -4,6 +4,7 @@ The processes are forked as workers of a launcher (RANK, WORLD_SIZE, gloo); that
 is proved in ``shared/tests/test_launch.py`` and, with faults, in ``test_interrupts.py``.
 """
 
+import json
 from importlib import import_module
 
 import numpy as np
@@ -118,6 +119,21 @@ def check_figures(found, expected, where):
         assert found == pytest.approx(expected, rel=1e-2, abs=1e-4, nan_ok=True), where
     else:
         assert found == expected, where
+
+
+@pytest.mark.multiprocess
+def test_three_processes_keep_the_samples_that_one_keeps(laboratory, tmp_path):
+    command, found = BY_NAME["bdp-nas search"], []
+    options = ["--samples", "260", "--epochs", "5", "--batch-size", "48", "--parts", "3"]
+    for world in (1, 3):  # halves of 130 images, which 3 does not divide, in batches of 3 parts
+        folder = tmp_path / str(world)
+        answer = laboratory.run(command, folder, *options, world=world)
+        assert answer.codes == [0] * world, answer.errors
+        found.append(json.loads((folder / "found.json").read_text()))
+    one, three = found
+    assert (three["genotype"], three["kept"], three["samples"]) == (one["genotype"], one["kept"], one["samples"])
+    assert sum(map(len, one["kept"].values())) < 260
+    check_figures(three["history"], one["history"], "history")
 
 
 @pytest.mark.multiprocess

@@ -15,7 +15,7 @@ from bdp_nas.data import Images
 from frugal_shared.errors import UsageError
 from frugal_shared.seeds import generator
 
-UNIT = 8  # batches are multiples of it, so that 1, 2, 4 and 8 processes see the same ones
+UNIT = 24  # batches are multiples of it if they can be, so that 1, 2, 3, 4, 6 and 8 processes see the same ones
 CROP = 8  # a crop shifts by up to 1 / CROP of the side: 4 of 32 pixels
 ORDER, CHANGES = 20, 21  # streams of random numbers
 

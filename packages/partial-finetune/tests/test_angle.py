@@ -1,4 +1,5 @@
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -6,7 +7,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from partial_finetune import angle as module
 from partial_finetune.angle import angle, angles, tensor_angles
 
 
@@ -137,7 +137,7 @@ def test_the_base_is_read_from_its_file_a_unit_at_a_time(base, tmp_path, monkeyp
     save_file(base, path)
     now = {name: turned(tensor, 1e-3) for name, tensor in base.items()}
     held = []
-    monkeypatch.setattr(module, "_angle", lambda pairs: held.append(len(pairs)) or 0.5)
+    monkeypatch.setattr(sys.modules["partial_finetune.angle"], "_angle", lambda pairs: held.append(len(pairs)) or 0.5)
     angles(path, now, PARTS)
     assert held == [2, 1]
     monkeypatch.undo()

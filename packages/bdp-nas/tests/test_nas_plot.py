@@ -90,7 +90,7 @@ def test_the_command_draws_everything(searched, tmp_path):
 def test_pictures_are_of_the_samples_that_were_searched_on(searched, tmp_path, monkeypatch):
     shown = {}
 
-    def keep(pixels):
+    def keep(pixels, columns):
         shown[len(shown)] = pixels
         return Image.new("L", (1, 1))
 

@@ -253,10 +253,10 @@ class Search:
         return Found(
             genotype=genotype,
             samples={level: int(cost.samples) for level, cost in self.ledger.costs.items() if level in LEVELS},
-            forward=total.forward,
-            backward=total.backward,
+            forward=float(total.forward),
+            backward=float(total.backward),
             seconds=self.seconds,
-            flops=total.flops,
+            flops=float(total.flops),
             costs=self.ledger.state_dict(),
             history=self.history,
             kept={level: rows.sort().values.tolist() for level, rows in self.pruner.kept.items()},

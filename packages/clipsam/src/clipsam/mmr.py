@@ -123,7 +123,7 @@ def refine(
     inside = torch.stack([segmenter.to_square(region(component, rough.shape), embedding) for component in components])
     agreement = intersection_over_union(levels > 0, inside[:, None] > 0.5)  # (K, 2M)
     combine = literal if config.mode == "paper" else soft
-    final = combine(torch.from_numpy(rough), levels, scores, agreement, inside, segmenter, embedding, config)
+    final = combine(torch.tensor(rough), levels, scores, agreement, inside, segmenter, embedding, config)
     trust, best = (scores * agreement).max(1)
     masks = segmenter.to_masks(levels[torch.arange(len(levels)), best], embedding)
     return Refinement(final.numpy(), boxes.numpy(), points.numpy(), masks.numpy(), trust.numpy())

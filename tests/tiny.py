@@ -66,7 +66,7 @@ COMMANDS = [
     Command("delta-dit demo --steps 4 --speedup 1.3 --samples 3 --batch-size 2 --repeats 1", TINY_DIT),
     Command(f"clipsam train {RECIPE} --hidden 8 --image-size 56 --prompts {{root}}/prompts.yaml"),
     Command(f"clipsam train-text {RECIPE}", SMALL_TOWER),
-    Command(f"clipsam train-sam {RECIPE} --batch-size 2", SMALL_TOWER),
+    Command(f"clipsam train-sam {RECIPE} --steps 2 --save-every 1", SMALL_TOWER),
     Command("clipsam eval --checkpoint {train}/best --sam none --stages clip umci --samples 7", SMALL_TOWER),
     Command(f"clipsam segment {PICTURES} --checkpoint {{train}}/best --batch-size 1", SMALL_TOWER),
     Command(f"clipsam refine {PICTURES} --maps {MAPS}", SMALL_TOWER),

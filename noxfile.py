@@ -61,6 +61,7 @@ MEASUREMENTS = {
     "delta-dit-demo-2": [f"{DEMO_BENCH} --speedup 2"],
     "delta-dit-demo-2.5": [f"{DEMO_BENCH} --speedup 2.5"],
     "delta-dit-demo-lcm-1.12": [f"{DEMO_BENCH} --model demo-lcm --speedup 1.12"],
+    "delta-dit-analyze": ["delta-dit analyze --cpu"],
     "clipsam-embedded": [
         *(f"clipsam eval --data procedural cells --samples 126 --seed {seed} --zero-shot --cpu" for seed in range(3)),
         "clipsam eval --data elpv-mono elpv-poly --seed 0 --zero-shot --cpu",

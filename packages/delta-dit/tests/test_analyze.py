@@ -54,4 +54,5 @@ def test_the_command_maps_every_range_at_every_step(tmp_path):
         assert values.shape == (2, 3)  # nothing is there to reuse at the first step
     assert (maps["low_error"] > 0).all() and (maps["high_error"] > 0).all()
     assert len(analysis["steady"]) == 4
+    assert json.loads((tmp_path / "rows.json").read_text()) == analysis["steady"]
     assert (tmp_path / "report.html").stat().st_size > 10_000

@@ -39,7 +39,7 @@ HEAT_MAPS = {  # what is drawn of one reuse: title of the map, and its caption
 
 
 def analyze(config: AnalyzeConfig) -> None:
-    """Run both experiments; write ``analysis.json``, the results and the report."""
+    """Run both experiments; write ``analysis.json``, ``rows.json``, the results and the report."""
     sampler = load_sampler(config.model, random_weights=config.random_weights)
     judge = load_judge() if config.model in EMBEDDED else None
     steps = sampler.steps if config.steps is None else config.steps
@@ -71,6 +71,7 @@ def analyze(config: AnalyzeConfig) -> None:
             once = {key: values[:, 1:].tolist() for key, values in maps.items()}  # nothing is there to reuse at step 0
             analysis = {"ranges": ranges, "once": once, "steady": steady}
             write_json(run.folder / "analysis.json", analysis)
+            write_json(run.folder / "rows.json", steady)
             report(config, ranges, maps, steady).write(run.folder)
         run.finish(verdict(steady, ranges))
 

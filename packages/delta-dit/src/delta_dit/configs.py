@@ -222,7 +222,7 @@ class AnalyzeConfig(RunConfig):
     """Measure what reusing each range of blocks does to the outline and to the detail of the pictures."""
 
     output_dir: Path = Path("runs/analyze")
-    """The run folder: analysis.json, results and report.html."""
+    """The run folder: analysis.json, rows.json (reuse at all but every N-th step), results and report.html."""
     model: str = "demo"
     """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
     random_weights: bool = False

@@ -20,6 +20,7 @@ def averaging(accelerator: Accelerator) -> Callable[[Sequence[Tensor]], None]:
     return alone if accelerator.num_processes == 1 else average
 
 
+@torch.no_grad()  # torch before 2.8 lets a gradient of zeros require one
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace tensors, in place, by their means over the processes, in one message."""
     message = torch.cat([tensor.flatten() for tensor in tensors])

@@ -72,7 +72,7 @@ MEASUREMENTS = {
         "partial-finetune bench --models dinov2-vits14 --batch-size 8 --repeats 6 --cpu",
         "partial-finetune bench --models vit_base_patch16_224 --batch-size 2 --repeats 4 --cpu",
     ],
-    "bdp-nas-ablation": ["bdp-nas ablate --preset small --seeds 5 --cpu"],
+    "bdp-nas-ablation": ["bdp-nas ablate --preset small --seeds 5 --score std --cpu"],
     "bdp-nas-bench": ["bdp-nas bench --cpu"],
 }
 ONE_THREAD = {"partial-finetune-bench"}

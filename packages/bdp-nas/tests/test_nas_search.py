@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_space_is_refused(tmp_path):
         ("--searcher pc-darts --space macro", "partial=4 is not defined in the space macro; allowed: 1"),
         ("--space nothing", "space='nothing' is unknown; allowed: nasbench201, darts, mobilenet, macro"),
         ("--warm-up 0.6", "warm_up=0.6, keep_end=0.5 is not possible; allowed: 0 ≤ warm_up < keep_end ≤ 1"),
-        ("--window 1", "window=1 is not possible; score='std' allows 2 or more"),
+        ("--window 1", "window=1 is not possible; score='abs_delta' allows 2 or more"),
         ("--data nothing", "data='nothing' is unknown"),
         ("--table nothing.npz", "table 'nothing.npz' is no file; allowed: an .npz or .json table"),
         ("--searcher-options strength=1", "searcher_options='strength=1' is not possible"),

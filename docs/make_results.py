@@ -224,8 +224,8 @@ SECTIONS = (
     Section(
         "bdp-nas-scores",
         "bdp-nas: scores of the samples",
-        "bdp-nas ablate --seeds 5 --searchers darts pc-darts --variants bdp --score S --table nasbench201.npz",
-        "As in the ablation, a run for each score S; `std` and random pruning are the ablation's. The best of eight, "
+        "bdp-nas ablate --seeds 5 --searchers darts pc-darts --variants bdp --score el2n --table nasbench201.npz",
+        "As in the ablation, a run for each score; `std` and random pruning are the ablation's. The best of eight, "
         "`abs_delta`, became the commands' default; that it is the best of eight is little evidence.",
         {
             "score": "score",

@@ -88,3 +88,14 @@ def test_a_worker_that_is_killed_ends_the_whole_run(two_processes, tmp_path):
     [worker] = [pid for pid, values in family(tmp_path).items() if b"RANK=1" in values]
     os.kill(worker, signal.SIGKILL)
     assert ends(two_processes, tmp_path) == (1, "delta-dit: error: worker 1 died with code -9\n")
+
+
+@on_linux
+@pytest.mark.multiprocess
+def test_no_worker_outlives_a_launcher_that_is_killed(two_processes, tmp_path):
+    two_processes.kill()
+    two_processes.wait()
+    until = time.monotonic() + 60
+    while family(tmp_path) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not family(tmp_path)

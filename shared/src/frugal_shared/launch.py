@@ -14,10 +14,12 @@ Both launchers run inside this process, so that a worker's failure comes back as
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ from frugal_shared.errors import RunError, Terminated, UsageError
 
 # where a worker leaves the one line that its parent prints, so that N workers do not print it N times
 ERROR_FILE = "FRUGAL_ERROR_FILE"
+LAUNCHER = "FRUGAL_LAUNCHER"  # the parent's process number
+PR_SET_PDEATHSIG = 1  # of Linux's prctl: a signal for when the parent has ended
 
 
 def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv: list[str]) -> None:
@@ -50,6 +54,7 @@ def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv
         started = int(os.environ["WORLD_SIZE"])
         if count not in (None, started):
             raise UsageError(f"num_processes={count!r} was asked for, but the launcher started {started}")
+        die_with_launcher()
         command()
         leave_group()
     elif count in (None, 1):
@@ -78,6 +83,17 @@ def heeding_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def die_with_launcher() -> None:
+    """Let the kernel kill this worker when its launcher is killed, which then can end nobody; on Linux.
+
+    Not under a launcher of the user's own, who knows best.
+    """
+    if LAUNCHER in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(os.environ[LAUNCHER]):  # it was killed before that was said
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def leave_group() -> None:
@@ -121,7 +137,7 @@ def _start_workers(start: Callable[[int, str, list[str]], None], count: int, mod
 
     logging.disable(logging.CRITICAL)  # torch's own account of a failure; the one line below says it all
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[ERROR_FILE] = f"{folder}/error.json"
+        os.environ |= {ERROR_FILE: f"{folder}/error.json", LAUNCHER: str(os.getpid())}
         try:
             start(count, module, argv)
         except ChildFailedError as error:
@@ -130,7 +146,7 @@ def _start_workers(start: Callable[[int, str, list[str]], None], count: int, mod
         except SignalException as error:
             raise (Terminated if error.sigval == signal.SIGTERM else KeyboardInterrupt) from error
         finally:
-            del os.environ[ERROR_FILE]
+            del os.environ[ERROR_FILE], os.environ[LAUNCHER]
             logging.disable(logging.NOTSET)
 
 

@@ -91,12 +91,13 @@ def load_sampler(name: str, *, random_weights: bool = False) -> Sampler:
     Raises:
         UsageError: random weights of a model whose architecture is not built in.
         RunError: the model cannot be loaded, e.g. without network.
+        ImportError: its pipeline needs a library that is missing, as text encoders need transformers.
     """
     if random_weights and name not in _RANDOM:
         raise UsageError(f"model={name!r} has no random weights; allowed: {', '.join(_RANDOM)}")
     try:
         sampler = _RANDOM[name]() if random_weights else EMBEDDED[name]() if name in EMBEDDED else _pretrained(name)
-    except UsageError:
+    except (UsageError, ImportError):
         raise
     except Exception as error:  # hub, network, file and format errors share no base class
         here = name in EMBEDDED or Path(name).exists()

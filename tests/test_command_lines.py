@@ -16,8 +16,8 @@ try:
 except SystemExit as end:
     print("\\n" + json.dumps([end.code, sorted({name.partition(".")[0] for name in sys.modules})]))
 """
-# as if frugal-shared were not installed
-HIDE_SHARED = "import sys; sys.modules['frugal_shared'] = None\n"
+# as if frugal-shared were not installed, nor what it brings
+HIDE_SHARED = "import sys; sys.modules |= dict.fromkeys(['frugal_shared', 'tyro'])\n"
 
 
 def command(package, *argv):

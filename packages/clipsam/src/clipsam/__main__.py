@@ -1,16 +1,15 @@
 """``python -m clipsam`` and the ``clipsam`` command."""
 
 import sys
+from importlib.util import find_spec
 
 
 def main() -> None:
     """Run the command line, or say what it needs."""
-    try:
-        from clipsam.cli import main as run
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "frugal_shared":
-            raise
+    if find_spec("frugal_shared") is None:
         sys.exit('clipsam: error: the command line needs frugal-shared: pip install "clipsam[run]"')
+    from clipsam.cli import main as run
+
     sys.exit(run())
 
 

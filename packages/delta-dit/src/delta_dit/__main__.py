@@ -1,16 +1,15 @@
 """``python -m delta_dit`` and the ``delta-dit`` command."""
 
 import sys
+from importlib.util import find_spec
 
 
 def main() -> None:
     """Run the command line, or say what it needs."""
-    try:
-        from delta_dit.cli import main as run
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "frugal_shared":
-            raise
+    if find_spec("frugal_shared") is None:
         sys.exit('delta-dit: error: the command line needs frugal-shared: pip install "delta-dit[run]"')
+    from delta_dit.cli import main as run
+
     sys.exit(run())
 
 

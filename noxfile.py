@@ -66,6 +66,11 @@ MEASUREMENTS = {
         *(f"clipsam eval --data procedural cells --samples 126 --seed {seed} --zero-shot --cpu" for seed in range(3)),
         "clipsam eval --data elpv-mono elpv-poly --seed 0 --zero-shot --cpu",
     ],
+    "clipsam-references": [
+        "clipsam eval --data procedural cells elpv-mono elpv-poly --samples 126 --references 16 --stages umci "
+        f"--seed {seed} --cpu"
+        for seed in range(3)
+    ],
     "clipsam-bench": ["clipsam bench --cpu"],
     "partial-finetune-sweep-elpv": ["partial-finetune sweep --cpu"],
     "partial-finetune-bench": [

@@ -154,6 +154,24 @@ SECTIONS = (
         over_seeds,
     ),
     Section(
+        "clipsam-references",
+        "clipsam: image scores with 16 references",
+        "clipsam eval --data procedural cells elpv-mono elpv-poly --samples 126 --references 16 --stages umci",
+        "memory: the row umci, joined with the distance to 16 other images of each category, labels unused; elpv: from "
+        "its train split. A seed draws other images and other references; of elpv's test cells only the references "
+        "change. Not zero-shot, and no training.",
+        {
+            "dataset": "data",
+            "stage": "stage",
+            "seeds": ("seeds", 1, 0),
+            "images": ("images", 1, 0),
+            "image_auroc": ("image AUROC", 1, 3),
+            "image_ap": ("image AP", 1, 3),
+            "image_f1_max": ("image F1-max", 1, 3),
+        },
+        over_seeds,
+    ),
+    Section(
         "clipsam-bench",
         "clipsam: decoding, metrics, latency",
         "clipsam bench",

@@ -13,7 +13,7 @@ from PIL import Image
 from clipsam import measure as measuring
 from clipsam.configs import EvalConfig
 from clipsam.data.sample import GOOD, Entry, Sample
-from clipsam.data.sources import solar_cells
+from clipsam.data.sources import open_references, solar_cells
 from clipsam.eval_report import command
 from clipsam.evaluate import evaluate
 from clipsam.images import ImageError
@@ -23,6 +23,7 @@ from clipsam.measure import (
     FALSE_ALARM,
     IMAGE_COLUMNS,
     INTERVAL,
+    MEMORY,
     MISSED,
     PIXEL_COLUMNS,
     PIXEL_STD,
@@ -288,6 +289,49 @@ def test_stages_that_the_pipeline_lacks_are_left_out(tmp_path, model, backbones,
     assert {row["stage"] for row in json.loads((tmp_path / "out" / "rows.json").read_text())} == {"clip"}
     with pytest.raises(UsageError, match=r"stages=\('mmr',\).*allowed: clip$"):
         evaluate(EvalConfig(stages=("mmr",), output_dir=tmp_path / "other"))
+
+
+def test_without_heads_sam_refines_the_map_from_texts(tmp_path, model, backbones, monkeypatch):
+    texts = ClipSAM(backbones["timm"], segmenter=model.segmenter)
+    monkeypatch.setattr("clipsam.evaluate.open_model", lambda config: texts)
+    evaluate(EvalConfig(samples=2, output_dir=tmp_path / "out"))
+    rows = json.loads((tmp_path / "out" / "rows.json").read_text())
+    assert {row["stage"] for row in rows} == {"clip", "mmr"}
+    with pytest.raises(UsageError, match="references=4 need heads"):
+        evaluate(EvalConfig(samples=2, references=4, output_dir=tmp_path / "other"))
+
+
+def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, model):
+    folder = folder_of_images(tmp_path / "parts")
+    for index, category in enumerate(Made.categories * 3):
+        sound, others = sample_of(100 + index, category, GOOD), folder / category / "train" / "good"
+        others.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sound.image).save(others / f"{index}.png")
+    found = {}
+    for count in (0, 2):
+        out = tmp_path / f"out{count}"
+        evaluate(EvalConfig(data=(str(folder),), references=count, output_dir=out, batch_size=3))
+        found[count] = json.loads((out / "rows.json").read_text())
+    assert [row for row in found[2] if row["stage"] != MEMORY] == found[0]
+    drawn = open_references(str(folder), 2, 0)
+    memory = model.remember([drawn[row].image for row in range(4) if drawn.entries[row].category == "bolt"])
+    scores = ImageMetrics()
+    for index in range(0, len(Made()), 4):
+        for sample in (Made()[index], Made()[index + 1]):
+            [one] = model.segment([sample.image], "bolt", memory)
+            scores.update(one.score, sample.is_anomalous)
+    row = row_of(found[2], MEMORY, "bolt")
+    assert row["image_auroc"] == pytest.approx(scores.compute()["image_auroc"]) and row["ap"] is None
+    with pytest.raises(UsageError, match=r"references=4 of 'bolt' in parts; allowed: 0 to 3"):
+        evaluate(EvalConfig(data=(str(folder),), references=4, output_dir=tmp_path / "out4"))
+    (folder / "bolt" / "train" / "good" / "0.png").write_bytes(b"")
+    with pytest.raises(RunError, match=r"a reference cannot be used: .*0\.png"):
+        evaluate(EvalConfig(data=(str(folder),), references=3, output_dir=tmp_path / "out3"))
+
+
+def test_with_references_nothing_is_zero_shot(tmp_path):
+    with pytest.raises(UsageError, match="references=8 with zero_shot"):
+        EvalConfig(references=8, zero_shot=True, output_dir=tmp_path)
 
 
 def test_the_command_is_what_was_asked(tmp_path):

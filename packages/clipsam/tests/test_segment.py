@@ -180,6 +180,28 @@ def test_two_processes_write_the_bytes_of_one(tmp_path, odd, model):
     assert contents(tmp_path / "1") == contents(tmp_path / "2") and len(contents(tmp_path / "1")) == 4 * len(odd)
 
 
+def test_references_change_the_scores_and_not_the_maps(tmp_path, odd, model):
+    references = tuple(picture(tmp_path / "others" / f"{index}.png") for index in range(3))
+    options = {"images": odd, "category": "nut"}
+    segment(SegmentConfig(**options, output_dir=tmp_path / "plain"))
+    segment(SegmentConfig(**options, output_dir=tmp_path / "out", references=references))
+    plain, found = listed(tmp_path / "plain"), listed(tmp_path / "out")
+    memory = model.remember([read_image(path) for path in references])
+    [expected] = model.segment([read_image(odd[0])], "nut", memory)
+    assert found[0]["score"] == pytest.approx(expected.score, rel=1e-4) != plain[0]["score"]
+    maps = [path for path in contents(tmp_path / "plain") if path.endswith("map.png")]
+    assert all((tmp_path / "plain" / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in maps)
+
+
+def test_a_reference_that_cannot_be_read_ends_the_run_before_it_begins(tmp_path, odd):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"")
+    config = SegmentConfig(images=odd, references=(odd[0], torn), output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match=r"1 references could not be used: .*torn\.png"):
+        segment(config)
+    assert not config.output_dir.exists()
+
+
 def test_names_are_unique_whatever_their_case(tmp_path):
     paths = [tmp_path / name for name in ("x.png", "y/x.jpg", "x-2.png", "X.png", "z.png")]
     names = unique_names(paths)

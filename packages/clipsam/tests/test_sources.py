@@ -12,6 +12,7 @@ from clipsam.data.sources import (
     EVAL_SEED,
     NAMES,
     open_data,
+    open_references,
     preprocess,
     solar_cells,
 )
@@ -101,6 +102,19 @@ def test_defects_are_painted_onto_functional_cells(elpv):
         assert sample.mask.any() == entry.is_anomalous and entry.has_mask
         assert sample.image.shape == (256, 256, 3)
     assert {entry.is_anomalous for entry in data.entries} == {True, False}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_references_are_other_images_as_many_of_every_category(name):
+    data, references = open_data(name, 60, 0), open_references(name, 3, 0)
+    count = {category: 0 for category in data.categories if category in references.categories}
+    for entry in references.entries:
+        count[entry.category] += 1
+    assert set(count.values()) == {3} and set(count) == set(data.categories)
+    assert not {entry.source for entry in references.entries} & {entry.source for entry in data.entries}
+    again, others = open_references(name, 3, 0), open_references(name, 3, 1)
+    assert np.array_equal(references[1].image, again[1].image)
+    assert [entry.source for entry in others.entries] != [entry.source for entry in again.entries]
 
 
 def test_names_are_what_the_options_say():

@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clipsam.backbone import Backbone
+    from clipsam.memory import Memory
     from clipsam.mmr import MMRConfig, Refinement, refine
     from clipsam.model import ClipSAM, Segmentation
     from clipsam.prompts import PromptBank
     from clipsam.segmenter import SamSegmenter, Segmenter
 
 __version__ = "0.1.0"
-__all__ = ["Backbone", "ClipSAM", "MMRConfig", "PromptBank", "Refinement"]
+__all__ = ["Backbone", "ClipSAM", "MMRConfig", "Memory", "PromptBank", "Refinement"]
 __all__ += ["SamSegmenter", "Segmentation", "Segmenter", "refine"]
-_HOME = {"Backbone": "backbone", "PromptBank": "prompts"} | dict.fromkeys(["ClipSAM", "Segmentation"], "model")
+_HOME = {"Backbone": "backbone", "Memory": "memory", "PromptBank": "prompts"}
+_HOME |= dict.fromkeys(["ClipSAM", "Segmentation"], "model")
 _HOME |= dict.fromkeys(["MMRConfig", "Refinement", "refine"], "mmr")
 _HOME |= dict.fromkeys(["SamSegmenter", "Segmenter"], "segmenter")
 

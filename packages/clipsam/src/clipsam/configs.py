@@ -13,6 +13,7 @@ EMBEDDED, NONE = "embedded", "none"
 SAMS = (EMBEDDED, NONE, "vit_b", "vit_l", "vit_h")
 Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
+MOST_REFERENCES = 1000  # of each category: they stay in memory
 STAGES: tuple[Stage, ...] = ("clip", "umci", "mmr")
 """What the tables tell apart: CLIP's texts alone, with UMCI, with UMCI and MMR."""
 
@@ -91,6 +92,8 @@ class SegmentConfig(PipelineConfig):
     """What the images show, such as "metal nut"; "object" for anything."""
     output_dir: Path = Path("runs/segment")
     """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
+    references: tuple[Path, ...] = ()
+    """Other images of the same kind, 8 to 16, most of them sound: an image scores as it is unlike all of them, too."""
     batch_size: int = 8
     """Images that CLIP sees at once."""
 
@@ -212,7 +215,9 @@ class EvalConfig(PipelineConfig):
     batch_size: int = 16
     """Images that CLIP sees at once."""
     zero_shot: bool = False
-    """Call the result zero-shot: refused if the checkpoint was trained on any of the data."""
+    """Call the result zero-shot: refused if the checkpoint was trained on any of the data, and with references."""
+    references: int = 0
+    """A row more, "memory": an image's score with so many images of each category's train split, labels unused."""
     fpr_limit: float = 0.3
     """False positive rate up to which AUPRO integrates."""
     json: Path | None = None
@@ -223,6 +228,9 @@ class EvalConfig(PipelineConfig):
         super().__post_init__()
         check_positive(self, "samples", "batch_size")
         check_range("fpr_limit", self.fpr_limit, 1e-6, 1)
+        check_range("references", self.references, 0, MOST_REFERENCES)
+        if self.references and self.zero_shot:
+            raise UsageError(f"references={self.references!r} with zero_shot is not zero-shot; allowed: either")
         for name, given in (("data", self.data), ("stages", self.stages)):
             if not given:
                 raise UsageError(f"{name}=() is empty; allowed: one or more")

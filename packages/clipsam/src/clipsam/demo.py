@@ -12,7 +12,7 @@ import numpy as np
 from clipsam.configs import DemoConfig
 from clipsam.data.procedural import HELD_OUT_CATEGORIES
 from clipsam.data.sample import AnomalyData
-from clipsam.data.sources import CELLS, ELPV, PROCEDURAL, open_data, solar_cells
+from clipsam.data.sources import CELLS, ELPV, PROCEDURAL, open_data, open_references, solar_cells
 from clipsam.embedded import HEADS, asset, embedded_backbone, embedded_segmenter
 from clipsam.eval_report import case_figures, curve_figures, defined, flat
 from clipsam.measure import ALL, Evaluation, Row, evaluate_all
@@ -23,6 +23,7 @@ from frugal_shared.report import Claim, Figure, Report, grid
 from frugal_shared.run import Run
 from frugal_shared.weights import DINOV2_VITS14
 
+REFERENCES = 16  # unlabelled photographs of each type of cell, for the row "memory"
 SHOWN = 3  # defective images of each data set, at equal distances in its own order: not the prettiest ones
 TILE = 200  # pixels, side of a picture in the report
 LEAD = {
@@ -46,7 +47,8 @@ def demo(config: DemoConfig) -> None:
     """Evaluate, draw, and write rows, results and the report."""
     model = embedded_model()
     with Run(config, "clipsam") as run:
-        found = evaluate_all(run, model, data_sets(config))
+        references = {name: open_references(name, REFERENCES, config.seed) for name in ELPV}
+        found = evaluate_all(run, model, data_sets(config), references=references)
         rows = [row for each in found for row in each.rows]
         if run.accelerator.is_main_process:
             plain = [{key: defined(value) for key, value in row.items()} for row in rows if row["category"] == ALL]
@@ -96,7 +98,9 @@ def report(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Repor
         page.figures(case_figures(each))
     page.note(
         f"ELPV's test cells (CC BY-NC-SA 4.0), functional or defective without doubt, border cut off, divided by their "
-        f"median. pixel-std is the trivial row: the standard deviation of the pixels. {PROCEDURAL}: {config.samples} "
+        f"median. pixel-std is the trivial row: the standard deviation of the pixels. memory is not zero-shot: it also "
+        f"counts how unlike {REFERENCES} others of its type a cell is, from ELPV's train split, labels unused. "
+        f"{PROCEDURAL}: {config.samples} "
         f"drawn images of {len(HELD_OUT_CATEGORIES)} categories that were held out. {CELLS}: {config.samples} real "
         f"functional cells, half with painted defects. Where no masks are, mmr is umci: a mask cannot lift an image's "
         f"score. Heads: {', '.join(f'{key} {value}' for key, value in model.provenance.items())}. Visual tower: "

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from clipsam.configs import STAGES, EvalConfig, Stage
 from clipsam.data.sample import AnomalyData
-from clipsam.data.sources import open_data
+from clipsam.data.sources import open_data, open_references
 from clipsam.eval_report import flat, report, show, write_rows
 from clipsam.measure import evaluate_all
 from clipsam.model import ClipSAM
@@ -26,10 +26,12 @@ def evaluate(config: EvalConfig) -> None:
     model = open_model(config)
     stages = possible_stages(model, config)
     data_sets = open_all(config)
+    references = open_all_references(config, model, data_sets)
     if config.zero_shot:
         check_zero_shot(model, data_sets)
+    options = {"batch_size": config.batch_size, "fpr_limit": config.fpr_limit, "references": references}
     with Run(config, "clipsam") as run:
-        found = evaluate_all(run, model, data_sets, stages, batch_size=config.batch_size, fpr_limit=config.fpr_limit)
+        found = evaluate_all(run, model, data_sets, stages, **options)
         rows = [row for each in found for row in each.rows]
         failures = [reason for each in found for reason in each.failures]
         if run.accelerator.is_main_process:
@@ -71,6 +73,21 @@ def open_all(config: EvalConfig) -> list[AnomalyData]:
         if names.count(name) > 1:
             raise UsageError(f"data={config.data!r} has {name!r} twice; allowed: each name once")
     return data_sets
+
+
+def open_all_references(config: EvalConfig, model: ClipSAM, data_sets: Sequence[AnomalyData]) -> dict[str, AnomalyData]:
+    """Return every data set's references by its name; none if none are wanted.
+
+    Raises:
+        ValueError: they cannot be had, or there are no heads to use them.
+        RunError: the ``[demo]`` extra is missing.
+    """
+    if not config.references:
+        return {}
+    if model.umci is None:
+        raise UsageError(f"references={config.references!r} need heads; allowed: 0 with checkpoint='none'")
+    names = zip(config.data, data_sets)
+    return {data.name: open_references(name, config.references, config.seed) for name, data in names}
 
 
 def check_zero_shot(model: ClipSAM, data_sets: Sequence[AnomalyData]) -> None:

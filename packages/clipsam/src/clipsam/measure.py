@@ -10,14 +10,15 @@ stage         pixels                                    image score
 clip          the map from texts alone                  mean of its top 1 %
 umci          the rough map                             mean of its top 1 %, or of rarity times it
 mmr           the refined map                           that of the rough map, which no mask can lift
+memory        none                                      umci's, joined with the distance to references (if any)
 pixel-std     none                                      standard deviation of the grey values (ELPV only)
 ============  ==========================================================================================
 """
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,16 @@ from clipsam.configs import STAGES, Stage
 from clipsam.data.sample import UNKNOWN, AnomalyData, Entry, Sample
 from clipsam.data.sources import SolarCellData
 from clipsam.images import ImageError
+from clipsam.memory import Memory
 from clipsam.metrics import Curve, ImageMetrics, PixelMetrics, sorted_curve
 from clipsam.model import ClipSAM, Scored, with_scores
 from clipsam.segment import overlay, to_device
+from frugal_shared.errors import RunError
 from frugal_shared.evaluation import chunks
 from frugal_shared.run import Run
 
 ALL = "all"
-PIXEL_STD = "pixel-std"
+MEMORY, PIXEL_STD = "memory", "pixel-std"
 PIXEL_COLUMNS = ("auroc", "f1_max", "ap", "aupro", "aupro_legacy200")
 IMAGE_COLUMNS = ("image_auroc", "image_ap", "image_f1_max")
 INTERVAL = ("image_auroc_low", "image_auroc_high")
@@ -90,6 +93,7 @@ def evaluate_data(
     *,
     batch_size: int = 16,
     fpr_limit: float = 0.3,
+    references: AnomalyData | None = None,
     accelerator: Accelerator | None = None,
     progress: Callable[[Iterable[list[int]]], Iterable[list[int]]] = iter,
 ) -> Evaluation:
@@ -101,6 +105,7 @@ def evaluate_data(
         stages: which; the worst cases are the last one's.
         batch_size: images of one category that CLIP sees at once.
         fpr_limit: false positive rate up to which AUPRO integrates.
+        references: other images of its categories, for the row "memory"; nothing of them but the image is looked at.
         accelerator: shares the work over its processes; unset: all is done here.
         progress: wraps the batches.
     """
@@ -109,8 +114,9 @@ def evaluate_data(
     own = [batches[number] for [number] in chunks(len(batches), 1, rank, world)]
     located = any(entry.is_anomalous and entry.has_mask for entry in data.entries)
     tally = Tally(fpr_limit, refines=located)  # where nobody knows the place, only the image's score is judged
+    memories = Memories(model, references)
     for batch in progress(own):
-        tally.take(model, data, stages, batch)
+        tally.take(model, data, stages, batch, memories.of(data.entries[batch[0]].category))
     for other in [] if accelerator is None else others(tally, rank):
         tally.merge(other)
     return tally.evaluation(data)
@@ -124,8 +130,12 @@ def evaluate_all(
     *,
     batch_size: int = 16,
     fpr_limit: float = 0.3,
+    references: Mapping[str, AnomalyData] | None = None,
 ) -> list[Evaluation]:
-    """Measure stages of the pipeline on data sets, on the run's processes and devices, with a progress bar for each."""
+    """Measure stages of the pipeline on data sets, on the run's processes and devices, with a progress bar for each.
+
+    ``references`` are by the name of a data set; the other arguments are those of :func:`evaluate_data`.
+    """
     to_device(model, run.accelerator.device)
     return [
         evaluate_data(
@@ -134,6 +144,7 @@ def evaluate_all(
             stages,
             batch_size=batch_size,
             fpr_limit=fpr_limit,
+            references=(references or {}).get(data.name),
             accelerator=run.accelerator,
             progress=lambda items, name=data.name: run.progress(items, desc=name),
         )
@@ -149,6 +160,31 @@ def batches_of(data: AnomalyData, size: int) -> list[list[int]]:
     return [rows[start : start + size] for rows in by_category.values() for start in range(0, len(rows), size)]
 
 
+@dataclass(frozen=True, eq=False)
+class Memories:
+    """The memory of every category that there are references of, made when it is first needed."""
+
+    model: ClipSAM
+    references: AnomalyData | None
+    made: dict[str, Memory] = field(default_factory=dict)
+
+    def of(self, category: str) -> Memory | None:
+        """Return a category's memory; None without references.
+
+        Raises:
+            RunError: a reference cannot be read.
+        """
+        if self.references is not None and category not in self.made:
+            entries = self.references.entries
+            rows = [row for row, entry in enumerate(entries) if entry.category == category]
+            try:
+                images = [self.references[row].image for row in rows]
+            except ImageError as error:
+                raise RunError(f"a reference cannot be used: {error}") from error
+            self.made[category] = self.model.remember(images)
+        return self.made.get(category)
+
+
 class Tally:
     """What one process has measured on one data set: everything in it can be merged with another's."""
 
@@ -159,7 +195,14 @@ class Tally:
         self.cases: list[Case] = []
         self.failures: list[str] = []
 
-    def take(self, model: ClipSAM, data: AnomalyData, stages: Sequence[Stage], batch: Sequence[int]) -> None:
+    def take(
+        self,
+        model: ClipSAM,
+        data: AnomalyData,
+        stages: Sequence[Stage],
+        batch: Sequence[int],
+        memory: Memory | None = None,
+    ) -> None:
         """Measure one batch of a data set; what cannot be read is left out."""
         entries, samples = data.entries, list[tuple[Entry, Sample]]()
         for index in batch:
@@ -170,10 +213,10 @@ class Tally:
         if not samples:
             return
         images = [sample.image for _, sample in samples]
-        scored = run_stages(model, images, samples[0][0].category, stages, refines=self.refines)
+        scored = run_stages(model, images, samples[0][0].category, stages, memory, refines=self.refines)
         for stage, results in scored.items():
             for (entry, sample), (anomaly_map, score) in zip(samples, results):
-                self.update(stage, entry, sample, anomaly_map, score)
+                self.update(stage, entry, sample, None if stage == MEMORY else anomaly_map, score)
         for (entry, sample), (anomaly_map, score) in zip(samples, scored[stages[-1]]):
             self.keep_if_bad(entry, sample, anomaly_map, score)
             if isinstance(data, SolarCellData):
@@ -243,7 +286,13 @@ def others(tally: Tally, rank: int) -> list[Tally]:
 
 
 def run_stages(
-    model: ClipSAM, images: list[NDArray[np.uint8]], category: str, stages: Sequence[Stage], *, refines: bool = True
+    model: ClipSAM,
+    images: list[NDArray[np.uint8]],
+    category: str,
+    stages: Sequence[Stage],
+    memory: Memory | None = None,
+    *,
+    refines: bool = True,
 ) -> dict[str, list[Scored]]:
     """Return every stage's map and score of each image.
 
@@ -252,20 +301,18 @@ def run_stages(
         images: of one category.
         category: theirs.
         stages: which.
+        memory: of others of their kind: one stage more.
         refines: run SAM for "mmr"; else its map is the rough one, whose score it has anyway.
     """
-    trained = {"umci", "mmr"} & set(stages)
-    if "clip" in stages and trained:
-        text, rough = model.text_and_rough(images, category)
-    else:
-        text = with_scores(model.text_map(images, category)) if "clip" in stages else []
-        rough = model.scored(images, category) if trained else []
-    refined = rough
+    wanted = (*stages, MEMORY)
+    if set(stages) == {"clip"} and memory is None:
+        return {"clip": with_scores(model.text_map(images, category))}
+    found = model.every_stage(images, category, memory)
+    found["mmr"] = found["umci"]
     if refines and "mmr" in stages:
-        segmented = [model.refined(image, *before) for image, before in zip(images, rough)]
-        refined = [(one.anomaly_map, one.score) for one in segmented]
-    found = {"clip": text, "umci": rough, "mmr": refined}
-    return {stage: found[stage] for stage in stages}
+        segmented = [model.refined(image, *before) for image, before in zip(images, found["umci"])]
+        found["mmr"] = [(one.anomaly_map, one.score) for one in segmented]
+    return {stage: found[stage] for stage in wanted if stage in found}
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

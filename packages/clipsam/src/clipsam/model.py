@@ -22,6 +22,7 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from clipsam.backbone import Backbone
+from clipsam.memory import Memory
 from clipsam.mmr import MMRConfig, refine
 from clipsam.prompts import PromptBank
 from clipsam.rarity import weighted
@@ -60,7 +61,8 @@ class Segmentation:
         anomaly_map: ``(H, W)`` float32 in [0, 1], on the image's own pixels and comparable between images.
         rough_map: the same before the refinement.
         score: of the image, in [0, 1]: the mean of the top 1 % of the rough map, which a mask cannot lift; where the
-            pipeline counts rarity, of the map that ``rarity.py`` makes of it.
+            pipeline counts rarity, of the map that ``rarity.py`` makes of it, and with a memory of the map that
+            ``memory.py`` makes of that.
         boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ of the anomalous regions, in pixels; none without a segmenter.
         masks: ``(K, H, W)`` bool.
         mask_scores: ``(K,)`` in [0, 1].
@@ -102,17 +104,20 @@ class ClipSAM:
         self.umci = None if umci is None else umci.eval()
         self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
 
-    def segment(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[Segmentation]:
+    def segment(
+        self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None
+    ) -> list[Segmentation]:
         """Segment images of one category, whatever their sizes; each comes out as if it were alone.
 
         Args:
             images: each ``(H, W, 3)``, RGB in 0..255.
             category: such as "metal nut", or "object" for any.
+            memory: what :meth:`remember` made of others of their kind; the image's score takes it into account.
 
         Raises:
-            ValueError: an image of another shape.
+            ValueError: an image of another shape, or a memory without heads.
         """
-        scored = self.scored(images, category)
+        scored = self.scored(images, category, memory)
         return [self.refined(image, anomaly_map, score) for image, (anomaly_map, score) in zip(images, scored)]
 
     @torch.no_grad()
@@ -120,12 +125,34 @@ class ClipSAM:
         """Return the rough map O of every image, ``(H, W)`` in [0, 1]: UMCI's, or the texts' without one."""
         return [anomaly_map for anomaly_map, _ in self.scored(images, category)]
 
+    def remember(self, references: Sequence[NDArray[np.uint8]]) -> Memory:
+        """Return the memory of a few images of one kind, most of them sound; nobody has to say which.
+
+        It keeps their patch tokens: 1.6 MB for each with ViT-S at 224 pixels, 22 MB with ViT-L at 518.
+
+        Args:
+            references: each ``(H, W, 3)``, RGB in 0..255.
+
+        Raises:
+            ValueError: none, or an image of another shape.
+        """
+        if not references:
+            raise ValueError("references=() is empty; allowed: one image or more")
+        each = [self.backbone.patches(self._batch([image])) for image in references]
+        return Memory([torch.cat(stage) for stage in zip(*each)])
+
     @torch.no_grad()
-    def scored(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[Scored]:
-        """Return the rough map of every image with the image's score."""
+    def scored(self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None) -> list[Scored]:
+        """Return the rough map of every image with the image's score.
+
+        Raises:
+            ValueError: an image of another shape, or a memory without heads.
+        """
         if self.umci is None:
-            return with_scores(self.text_map(images, category))
-        return self._umci_maps(self.backbone.patches(self._batch(images)), images, category)
+            return self._without_heads(with_scores(self.text_map(images, category)), memory)
+        patches = self.backbone.patches(self._batch(images))
+        maps, counted = self._rough_and_counted(patches, category)
+        return scored_by(counted if memory is None else memory.weighted(counted, patches), maps, images)
 
     @torch.no_grad()
     def text_map(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[NDArray[np.float32]]:
@@ -137,20 +164,34 @@ class ClipSAM:
         return self._text_maps(self.backbone.joint(self._batch(images)), images, category)
 
     @torch.no_grad()
-    def text_and_rough(self, images: Sequence[NDArray[np.uint8]], category: str) -> tuple[list[Scored], list[Scored]]:
-        """Return what :meth:`text_map` and :meth:`rough` do, with scores, and with the tower run once."""
+    def every_stage(
+        self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None
+    ) -> dict[str, list[Scored]]:
+        """Return maps and scores by stage, with the tower run once: "clip", "umci", and "memory" if there is one.
+
+        Raises:
+            ValueError: an image of another shape, or a memory without heads.
+        """
         patches, joint = self.backbone.patches_and_joint(self._batch(images))
         text = with_scores(self._text_maps(joint, images, category))
-        return text, text if self.umci is None else self._umci_maps(patches, images, category)
+        if self.umci is None:
+            return {"clip": text, "umci": self._without_heads(text, memory)}
+        maps, counted = self._rough_and_counted(patches, category)
+        found = {"clip": text, "umci": scored_by(counted, maps, images)}
+        return (
+            found if memory is None else found | {"memory": scored_by(memory.weighted(counted, patches), maps, images)}
+        )
 
-    def _umci_maps(self, patches: list[Tensor], images: Sequence[NDArray[np.uint8]], category: str) -> list[Scored]:
+    def _without_heads(self, text: list[Scored], memory: Memory | None) -> list[Scored]:
+        if memory is not None:
+            raise ValueError("a memory with umci=None, which scores by texts alone; allowed: trained heads")
+        return text
+
+    def _rough_and_counted(self, patches: list[Tensor], category: str) -> tuple[Tensor, Tensor]:
+        """Return the rough maps, and the maps that images are scored by, ``(B, h, w)`` each."""
         umci: Any = self.umci
         maps = rough_map(umci(patches, self.backbone.text(category, self.bank)))
-        native = [to_native(values, image) for values, image in zip(maps, images)]
-        if not self.rarity:
-            return with_scores(native)
-        counted = weighted(maps, patches)
-        return [(rough, image_score(to_native(c, image))) for rough, c, image in zip(native, counted, images)]
+        return maps, weighted(maps, patches) if self.rarity else maps
 
     def _text_maps(
         self, joint: Tensor, images: Sequence[NDArray[np.uint8]], category: str
@@ -290,6 +331,13 @@ def to_native(values: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
 def with_scores(maps: Sequence[NDArray[np.float32]]) -> list[Scored]:
     """Return maps, each with its own score."""
     return [(anomaly_map, image_score(anomaly_map)) for anomaly_map in maps]
+
+
+def scored_by(counted: Tensor, maps: Tensor, images: Sequence[NDArray[np.uint8]]) -> list[Scored]:
+    """Return maps ``(B, h, w)`` on the images' own pixels, with the scores of others."""
+    return [
+        (to_native(values, image), image_score(to_native(c, image))) for c, values, image in zip(counted, maps, images)
+    ]
 
 
 def image_score(anomaly_map: NDArray[np.float32]) -> float:

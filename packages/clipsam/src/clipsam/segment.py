@@ -23,6 +23,7 @@ from scipy import ndimage
 
 from clipsam.configs import RefineConfig, SegmentConfig
 from clipsam.images import ImageError, read_image
+from clipsam.memory import Memory
 from clipsam.model import ClipSAM, Segmentation
 from clipsam.models import open_model
 from clipsam.segmenter import SamSegmenter
@@ -48,12 +49,15 @@ def segment(config: SegmentConfig) -> None:
         RunError: some of the images could not be read; all others are done.
     """
     require_images(config.images)
-    model = open_model(config)
+    model, references = open_model(config), read_references(config)
+    if references and model.umci is None:
+        raise UsageError(f"{len(references)} references need heads; allowed: none with checkpoint='none'")
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator
         to_device(model, accelerator.device)
+        memory = model.remember(references) if references else None
         shares = chunks(len(config.images), config.batch_size, accelerator.process_index, accelerator.num_processes)
-        failures = segment_images(model, config, run.progress(list(shares), desc="segment"))
+        failures = segment_images(model, config, run.progress(list(shares), desc="segment"), memory)
         conclude(config, run, failures)
 
 
@@ -75,7 +79,9 @@ def to_device(model: ClipSAM, device: Any) -> None:
         model.segmenter.to(device)
 
 
-def segment_images(model: ClipSAM, config: SegmentConfig, shares: Iterable[range]) -> Failures:
+def segment_images(
+    model: ClipSAM, config: SegmentConfig, shares: Iterable[range], memory: Memory | None = None
+) -> Failures:
     """Segment some of the images of the command line, given by their numbers, and write what was found.
 
     A batch with anything to do goes through CLIP as a whole, because an image's neighbours show in its last bits.
@@ -86,7 +92,7 @@ def segment_images(model: ClipSAM, config: SegmentConfig, shares: Iterable[range
         if not missing:
             continue
         images = read_images(config.images, share, failures)
-        scored = model.scored(list(images.values()), config.category) if images else []
+        scored = model.scored(list(images.values()), config.category, memory) if images else []
         for (index, image), (anomaly_map, score) in zip(images.items(), scored):
             if index not in missing:
                 continue
@@ -98,6 +104,19 @@ def segment_images(model: ClipSAM, config: SegmentConfig, shares: Iterable[range
             record = {"image": str(config.images[index]), "category": config.category}
             write_outputs(config.output_dir, names[index], record, image, found, model.mmr.threshold)
     return failures
+
+
+def read_references(config: SegmentConfig) -> list[NDArray[np.uint8]]:
+    """Return the references.
+
+    Raises:
+        RunError: names those that cannot be read, since without them every score would be another.
+    """
+    failures: Failures = {}
+    images = read_images(config.references, range(len(config.references)), failures)
+    if failures:
+        raise RunError(f"{len(failures)} references could not be used: {'; '.join(failures.values())}")
+    return list(images.values())
 
 
 def read_images(paths: Sequence[Path], numbers: Iterable[int], failures: Failures) -> dict[int, NDArray[np.uint8]]:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipsam.data.folders import load_folder
+from clipsam.data.photographs import PHOTOGRAPHS as PHOTOGRAPH_NAMES
 from clipsam.data.photographs import Painted
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
 from clipsam.data.sample import GOOD, AnomalyData, Entry, Sample
-from clipsam.data.training import PHOTOGRAPHS, PROCEDURAL
+from clipsam.data.training import PHOTOGRAPHS, PROCEDURAL, Subset
 from frugal_shared.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ ELPV: dict[str, "CellType"] = {"elpv-mono": "mono", "elpv-poly": "poly"}
 NAMES = (PROCEDURAL, PHOTOGRAPHS, CELLS, *ELPV)
 
 EVAL_SEED = 10_000  # added to the seed: far from any that is trained with
+REFERENCE_SEED = 20_000  # likewise, and far from what is evaluated
 CELL, DEFECTIVE = "solar cell", "defective"
 FUNCTIONAL_SURE, DEFECTIVE_SURE = 0.0, 1.0  # the experts' probability of a defect where they did not hesitate
 
@@ -56,6 +58,46 @@ def open_data(name: str, samples: int, seed: int) -> AnomalyData:
     if not Path(name).exists():
         raise UsageError(f"data={name!r} is unknown; allowed: {', '.join(NAMES)}, or a folder")
     return load_folder(name, "test")
+
+
+def open_references(name: str, count: int, seed: int) -> AnomalyData:
+    """Return other images of a data set's categories, drawn from its train split whatever their labels.
+
+    Args:
+        name: as in :func:`open_data`.
+        count: how many of each category.
+        seed: of the draw.
+
+    Raises:
+        ValueError: no such name or folder, no train split, or too few images in it.
+        RunError, ImportError: as in :func:`open_data`.
+    """
+    seed += REFERENCE_SEED
+    if name == PROCEDURAL:
+        return Procedural(count * len(HELD_OUT_CATEGORIES), HELD_OUT_CATEGORIES, 256, seed=seed)
+    if name == PHOTOGRAPHS:
+        return Painted(count * len(PHOTOGRAPH_NAMES), seed=seed)
+    if name == CELLS or name in ELPV:
+        from frugal_shared.datasets import elpv
+
+        cells = elpv("train", ELPV.get(name))
+        return some_of(SolarCellData(name, cells, tuple(range(len(cells.paths)))), count, seed)
+    return some_of(load_folder(name, "train", require_normal=False), count, seed)
+
+
+def some_of(data: AnomalyData, count: int, seed: int) -> Subset:
+    """Draw as many images of every category.
+
+    Raises:
+        ValueError: a category has fewer.
+    """
+    rows: list[int] = []
+    for number, category in enumerate(data.categories):
+        own = [row for row, entry in enumerate(data.entries) if entry.category == category]
+        if len(own) < count:
+            raise UsageError(f"references={count!r} of {category!r} in {data.name}; allowed: 0 to {len(own)}")
+        rows += np.random.default_rng([seed, number]).permutation(own)[:count].tolist()
+    return Subset(data, tuple(rows))
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ NAMES = (PROCEDURAL, PHOTOGRAPHS, CELLS, *ELPV)
 
 EVAL_SEED = 10_000  # added to the seed: far from any that is trained with
 REFERENCE_SEED = 20_000  # likewise, and far from what is evaluated
+REFERENCE_DEFECTS = 0.2  # share of drawn references that are defective: most are sound, and nobody says which
 CELL, DEFECTIVE = "solar cell", "defective"
 FUNCTIONAL_SURE, DEFECTIVE_SURE = 0.0, 1.0  # the experts' probability of a defect where they did not hesitate
 
@@ -74,9 +75,10 @@ def open_references(name: str, count: int, seed: int) -> AnomalyData:
     """
     seed += REFERENCE_SEED
     if name == PROCEDURAL:
-        return Procedural(count * len(HELD_OUT_CATEGORIES), HELD_OUT_CATEGORIES, 256, seed=seed)
+        count *= len(HELD_OUT_CATEGORIES)
+        return Procedural(count, HELD_OUT_CATEGORIES, 256, seed=seed, defect_share=REFERENCE_DEFECTS)
     if name == PHOTOGRAPHS:
-        return Painted(count * len(PHOTOGRAPH_NAMES), seed=seed)
+        return Painted(count * len(PHOTOGRAPH_NAMES), seed=seed, defect_share=REFERENCE_DEFECTS)
     if name == CELLS or name in ELPV:
         from frugal_shared.datasets import elpv
 

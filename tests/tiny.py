@@ -67,7 +67,9 @@ COMMANDS = [
     Command(f"clipsam train {RECIPE} --hidden 8 --image-size 56 --prompts {{root}}/prompts.yaml"),
     Command(f"clipsam train-text {RECIPE}", SMALL_TOWER),
     Command(f"clipsam train-sam {RECIPE} --steps 2 --save-every 1", SMALL_TOWER),
-    Command("clipsam eval --checkpoint {train}/best --sam none --stages clip umci --samples 7", SMALL_TOWER),
+    Command(
+        "clipsam eval --checkpoint {train}/best --sam none --stages clip umci --samples 7 --references 2", SMALL_TOWER
+    ),
     Command(f"clipsam segment {PICTURES} --checkpoint {{train}}/best --batch-size 1", SMALL_TOWER),
     Command(f"clipsam refine {PICTURES} --maps {MAPS}", SMALL_TOWER),
     Command(f"partial-finetune train {FIT} --strategy attn"),

@@ -324,6 +324,10 @@ def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, mod
     assert row["image_auroc"] == pytest.approx(scores.compute()["image_auroc"]) and row["ap"] is None
     with pytest.raises(UsageError, match=r"references=4 of 'bolt' in parts; allowed: 0 to 3"):
         evaluate(EvalConfig(data=(str(folder),), references=4, output_dir=tmp_path / "out4"))
+    (folder / "nut" / "train").rename(folder / "nut" / "elsewhere")
+    with pytest.raises(UsageError, match="references=2: the train split of parts lacks 'nut'"):
+        evaluate(EvalConfig(data=(str(folder),), references=2, output_dir=tmp_path / "out4"))
+    (folder / "nut" / "elsewhere").rename(folder / "nut" / "train")
     (folder / "bolt" / "train" / "good" / "0.png").write_bytes(b"")
     with pytest.raises(RunError, match=r"a reference cannot be used: .*0\.png"):
         evaluate(EvalConfig(data=(str(folder),), references=3, output_dir=tmp_path / "out3"))

@@ -86,8 +86,14 @@ def open_all_references(config: EvalConfig, model: ClipSAM, data_sets: Sequence[
         return {}
     if model.umci is None:
         raise UsageError(f"references={config.references!r} need heads; allowed: 0 with checkpoint='none'")
-    names = zip(config.data, data_sets)
-    return {data.name: open_references(name, config.references, config.seed) for name, data in names}
+    found = {}
+    for name, data in zip(config.data, data_sets):
+        found[data.name] = open_references(name, config.references, config.seed)
+        for category in data.categories:
+            if category not in found[data.name].categories:
+                lacking = f"the train split of {data.name} lacks {category!r}"
+                raise UsageError(f"references={config.references!r}: {lacking}; allowed: 0")
+    return found
 
 
 def check_zero_shot(model: ClipSAM, data_sets: Sequence[AnomalyData]) -> None:

@@ -83,8 +83,9 @@ def report(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Repor
     page.table(
         [shown(row) for row in rows],
         "elpv: real cells, of which is known whether they are defective. procedural: drawn images of held-out "
-        f"categories, cells: painted defects, of both also where. Seed {config.seed}; low, high: 95 % interval of the "
-        "image AUROC (DeLong).",
+        f"categories, cells: painted defects, of both also where. memory: beside {REFERENCES} unlabelled photographs "
+        f"of its type, the only row that is not zero-shot; pixel-std: the trivial one. Seed {config.seed}; low, high: "
+        "95 % interval of the image AUROC (DeLong).",
     )
     page.command(f"clipsam demo --samples {config.samples} --cells {config.cells} --seed {config.seed}")
     page.claims("ClipSAM, arXiv 2401.12665", claims(rows, config))

@@ -4,6 +4,7 @@ A session syncs an environment below ``.nox`` with uv and runs its commands ther
 need all packages share ``.nox/all``, because torch makes every environment 6 GB.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -53,6 +54,8 @@ EVERYTHING = ["--all-packages", "--extra", "run", "--extra", "demo", "--group", 
 ODD_DIGITS = " ".join(
     str(label) for label in range(40) if label // 4 % 2 == 1
 )  # the plans were made with the even ones
+SCORES = ["std", "dual", "mean_prob", "loss", "abs_delta", "el2n", "forgetting", "entropy", "random"]
+ABLATE = "bdp-nas ablate --preset small --seeds 5 --cpu"
 DEMO_BENCH = f"delta-dit bench --seeds 3 --samples 400 --labels {ODD_DIGITS} --cpu"
 # what `bench` writes: a file of docs/results, and the command lines whose rows it joins
 MEASUREMENTS = {
@@ -77,10 +80,16 @@ MEASUREMENTS = {
         "partial-finetune bench --models dinov2-vits14 --batch-size 8 --repeats 6 --cpu",
         "partial-finetune bench --models vit_base_patch16_224 --batch-size 2 --repeats 4 --cpu",
     ],
-    "bdp-nas-ablation": ["bdp-nas ablate --preset small --seeds 5 --score std --cpu"],
+    "bdp-nas-ablation": [ABLATE],
+    "bdp-nas-fresh-seeds": [f"{ABLATE} --seed 5 --variants none random bdp"],
+    "bdp-nas-scores": [
+        f"{ABLATE} --searchers darts pc-darts --score {score} --variants {'random' if score == 'random' else 'bdp'}"
+        for score in SCORES
+    ],
     "bdp-nas-bench": ["bdp-nas bench --cpu"],
 }
 ONE_THREAD = {"partial-finetune-bench"}
+TABLE = os.environ.get("NASBENCH201")  # what `bdp-nas build-table` wrote: then the found cells are looked up in it
 
 each_package = nox.parametrize("package", [nox.param(name, id=name) for name in FOLDERS])
 
@@ -288,11 +297,15 @@ def measure(session: nox.Session, name: str, lines: list[str]) -> None:
     rows, threads = [], {"OMP_NUM_THREADS": "1"} if name in ONE_THREAD else {}
     for number, line in enumerate(lines):
         words, folder = line.split(), ROOT / f"runs/bench/{name}-{number}"
+        words += ["--table", TABLE] if TABLE and "ablate" in words else []
         resume = ["--resume"] if folder.exists() else []
         session.run(UV, "run", *words, "--output-dir", str(folder), *resume, env=threads)
-        seed = {"seed": int(words[words.index("--seed") + 1])} if "--seed" in words else {}
+        asked = dict(itertools.pairwise(words))
+        told = {"seed": int(asked["--seed"])} if "--seed" in asked else {}
+        told |= {"score": asked["--score"]} if "--score" in asked else {}
         found = json.loads((folder / "rows.json").read_text())
-        rows += [row | seed for row in found if row.get("category", "all") == "all"]
+        # a row may know its own seed
+        rows += [row | told | row for row in found if row.get("category", "all") == "all"]
     (ROOT / f"docs/results/{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
     for number in range(len(lines)):  # the next call measures anew
         shutil.rmtree(ROOT / f"runs/bench/{name}-{number}")

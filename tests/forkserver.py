@@ -95,6 +95,7 @@ def child(request, rank, port):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{request['log']}.{rank}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
     if request["world"] > 1:

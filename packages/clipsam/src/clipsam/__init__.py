@@ -15,8 +15,7 @@ __version__ = "0.1.0"
 __all__ = ["Backbone", "ClipSAM", "MMRConfig", "Memory", "PromptBank", "Refinement"]
 __all__ += ["SamSegmenter", "Segmentation", "Segmenter", "refine"]
 _HOME = {"Backbone": "backbone", "Memory": "memory", "PromptBank": "prompts"}
-_HOME |= dict.fromkeys(["ClipSAM", "Segmentation"], "model")
-_HOME |= dict.fromkeys(["MMRConfig", "Refinement", "refine"], "mmr")
+_HOME |= {"ClipSAM": "model", "Segmentation": "model", "MMRConfig": "mmr", "Refinement": "mmr", "refine": "mmr"}
 _HOME |= dict.fromkeys(["SamSegmenter", "Segmenter"], "segmenter")
 
 

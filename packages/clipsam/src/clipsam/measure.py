@@ -304,15 +304,17 @@ def run_stages(
         memory: of others of their kind: one stage more.
         refines: run SAM for "mmr"; else its map is the rough one, whose score it has anyway.
     """
-    wanted = (*stages, MEMORY)
-    if set(stages) == {"clip"} and memory is None:
+    if memory is None and set(stages) == {"clip"}:
         return {"clip": with_scores(model.text_map(images, category))}
-    found = model.every_stage(images, category, memory)
+    if memory is None and "clip" not in stages:
+        found = {"umci": model.scored(images, category)}
+    else:
+        found = model.every_stage(images, category, memory)
     found["mmr"] = found["umci"]
     if refines and "mmr" in stages:
         segmented = [model.refined(image, *before) for image, before in zip(images, found["umci"])]
         found["mmr"] = [(one.anomaly_map, one.score) for one in segmented]
-    return {stage: found[stage] for stage in wanted if stage in found}
+    return {stage: found[stage] for stage in (*stages, MEMORY) if stage in found}
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

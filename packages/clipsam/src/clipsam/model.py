@@ -334,10 +334,11 @@ def with_scores(maps: Sequence[NDArray[np.float32]]) -> list[Scored]:
 
 
 def scored_by(counted: Tensor, maps: Tensor, images: Sequence[NDArray[np.uint8]]) -> list[Scored]:
-    """Return maps ``(B, h, w)`` on the images' own pixels, with the scores of others."""
-    return [
-        (to_native(values, image), image_score(to_native(c, image))) for c, values, image in zip(counted, maps, images)
-    ]
+    """Return maps ``(B, h, w)`` on the images' own pixels, with the scores of others, or of themselves."""
+    native = [to_native(values, image) for values, image in zip(maps, images)]
+    if counted is maps:
+        return with_scores(native)
+    return [(values, image_score(to_native(c, image))) for values, c, image in zip(native, counted, images)]
 
 
 def image_score(anomaly_map: NDArray[np.float32]) -> float:

@@ -1,7 +1,7 @@
 """Count what the full-scale recipes of the guides compute, and write docs/estimates.json: ``python docs/estimate.py``.
 
 Nothing is run: models are built on the meta device, and operations counted by torch's counter and by the packages' own
-tools (``partial_finetune.cost``, ``bdp_nas.ledger``, ``delta_dit.plan``). Hours are operations ÷ an assumed throughput,
+tools (``partial_finetune.cost``, ``bdp_nas.ledger``, ``delta_dit.delta_plan``). Hours are operations ÷ an assumed throughput,
 so that they are estimates; none was measured. It takes two minutes and needs no weights.
 """
 
@@ -23,9 +23,9 @@ from bdp_nas.searchers import get_searcher
 from bdp_nas.spaces import get_space
 from bdp_nas.spaces.space import Size
 from clipsam.umci import UMCIHead
-from delta_dit import plan
+from delta_dit import delta_plan as plan
 from partial_finetune.cost import saved_bytes, training_cost
-from partial_finetune.freeze import freeze
+from partial_finetune.frozen import freeze
 
 FILE = Path(__file__).parent / "estimates.json"
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from bdp_nas.ablate_report import answers, summarise
+from bdp_nas.commands.ablate_report import answers, summarise
 from frugal_shared.evaluation import mean_interval
 
 DOCS = Path(__file__).parent

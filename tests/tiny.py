@@ -39,13 +39,13 @@ class Command:
 
 
 CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
-TINY_DIT = {"delta_dit.demo.load_sampler": "tiny:drawn_sampler"}
+TINY_DIT = {"delta_dit.commands.demo.load_sampler": "tiny:drawn_sampler"}
 SMALL_TOWER = {
-    "clipsam.embedded.IMAGE_SIZE": 56,
-    "clipsam.train_sam.frozen_backbone": "tiny:small_tower",
-    "clipsam.train_text.frozen_backbone": "tiny:small_tower",
-    "clipsam.train_text.PromptBank": "tiny:few_prompts",
-    "clipsam.train_sam.CHECKED": 1,
+    "clipsam.embedded.dinov2.IMAGE_SIZE": 56,
+    "clipsam.embedded.sam_recipe.frozen_backbone": "tiny:small_tower",
+    "clipsam.embedded.text_recipe.frozen_backbone": "tiny:small_tower",
+    "clipsam.embedded.text_recipe.PromptBank": "tiny:few_prompts",
+    "clipsam.embedded.sam_recipe.CHECKED": 1,
 }
 SMALL_NETWORK = {"space": "nasbench201", "channels": 4, "cells": 1}
 RECIPE = "--images 16 --val-images 8 --batch-size 6 --steps 6 --save-every 2"
@@ -59,7 +59,7 @@ SPACE = "--channels 4 --cells 1 --samples 100 --epochs 4"
 COMMANDS = [
     Command("delta-dit train-demo --steps 6 --blocks 2 --heads 1 --batch-size 6 --save-every 2"),
     Command("delta-dit train-demo-lcm --teacher {train-demo}/pipeline --steps 4 --batch-size 6 --save-every 2"),
-    Command("delta-dit train-judge --steps 6 --batch-size 2", {"delta_dit.judge.SAVE_EVERY": 2}),
+    Command("delta-dit train-judge --steps 6 --batch-size 2", {"delta_dit.embedded.judge.SAVE_EVERY": 2}),
     Command("delta-dit generate --model {train-demo}/pipeline --count 7 --batch-size 2 --steps 3 --speedup 1.2"),
     Command("delta-dit calibrate --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2"),
     Command("delta-dit analyze --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2 --ranges 2"),
@@ -85,7 +85,10 @@ COMMANDS = [
     ),
     Command(
         "partial-finetune demo --samples 16 --epochs 1",
-        {"partial_finetune.demo.recipe_of": "tiny:short_recipe", "partial_finetune.demo.scratch": "tiny:same_task"},
+        {
+            "partial_finetune.commands.demo.recipe_of": "tiny:short_recipe",
+            "partial_finetune.commands.demo.scratch": "tiny:same_task",
+        },
     ),
     Command("partial-finetune angles {train} --weights {root}/vit.safetensors"),
     Command(f"bdp-nas search {SPACE}"),
@@ -95,7 +98,7 @@ COMMANDS = [
     ),
     Command(
         "bdp-nas demo --data digits --samples 100 --epochs 3",
-        {"bdp_nas.demo.NETWORK": SMALL_NETWORK, "bdp_nas.demo.RETRAIN_EPOCHS": 1},
+        {"bdp_nas.commands.demo.NETWORK": SMALL_NETWORK, "bdp_nas.commands.demo.RETRAIN_EPOCHS": 1},
     ),
 ]
 
@@ -126,9 +129,9 @@ def drawn_sampler(name: str):
     """Return the embedded model's sampler around a model of two blocks with random weights."""
     import torch
 
-    from delta_dit.configs import TrainDemoConfig
-    from delta_dit.models import load_sampler, open_gates
-    from delta_dit.train import build
+    from delta_dit.commands.models import load_sampler, open_gates
+    from delta_dit.commands.options import TrainDemoConfig
+    from delta_dit.embedded.dit import build
 
     sampler = load_sampler(name)
     torch.manual_seed(0)
@@ -140,7 +143,7 @@ def drawn_sampler(name: str):
 
 def small_tower(model):
     """Return the embedded CLIP as one that sees 4×4 patches."""
-    from clipsam.embedded import frozen_backbone
+    from clipsam.embedded.dinov2 import frozen_backbone
 
     return frozen_backbone(model, 56)
 
@@ -154,7 +157,7 @@ def few_prompts():
 
 def short_recipe(config):
     """Return the demo's recipe for a tiny network on the drawn classes."""
-    from partial_finetune.configs import SelectionConfig
+    from partial_finetune.commands.options import SelectionConfig
 
     root = Path(os.environ["TINY_ROOT"])
     options = {"model": "test_vit", "weights": root / "vit.safetensors", "image_size": 32}

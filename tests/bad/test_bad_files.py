@@ -16,16 +16,16 @@ from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import save_file
 
-from bdp_nas.cli import main as bdp_nas_main
+from bdp_nas.commands.cli import main as bdp_nas_main
 from bdp_nas.spaces.nasbench201 import OPERATIONS as CELL_OPERATIONS
 from bdp_nas.spaces.nasbench201 import genotype_to_columns, index_to_genotype
 from bdp_nas.table import Table
-from clipsam import models as clipsam_models
-from clipsam.embedded import HEADS, asset, embedded_backbone, embedded_segmenter
-from delta_dit import generate, models
-from delta_dit.calibrate import Calibration
-from delta_dit.pixel import PixelDiTPipeline
-from delta_dit.plan import Reuse, generic
+from clipsam.commands import models as clipsam_models
+from clipsam.embedded.dinov2 import HEADS, asset, embedded_backbone, embedded_segmenter
+from delta_dit.commands import generate, models
+from delta_dit.commands.calibrate import Calibration
+from delta_dit.delta_plan import Reuse, generic
+from delta_dit.embedded.pixel import PixelDiTPipeline
 from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_json
 from frugal_shared.report import Figure, Report
 from frugal_shared.report import main as join

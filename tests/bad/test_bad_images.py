@@ -19,18 +19,19 @@ from damage import HTML, Hostile
 from PIL import Image
 from safetensors.torch import save_file
 
-from bdp_nas.configs import TaskConfig
-from bdp_nas.data import open_data
+from bdp_nas.commands.data import open_data
+from bdp_nas.commands.options import TaskConfig
 from bdp_nas.spaces.nasbench201 import index_to_genotype
-from clipsam import evaluate, segment
-from clipsam import models as clipsam_models
-from clipsam.embedded import embedded_backbone
-from clipsam.images import ImageError, read_image
-from clipsam.model import ClipSAM
-from delta_dit.scores import read_pictures
+from clipsam.commands import eval as evaluate
+from clipsam.commands import models as clipsam_models
+from clipsam.commands import segment
+from clipsam.data.images import ImageError, read_image
+from clipsam.embedded.dinov2 import embedded_backbone
+from clipsam.pipeline import ClipSAM
+from delta_dit.commands.scores import read_pictures
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.timing import peak_memory
-from partial_finetune.data import read_image as finetune_image
+from partial_finetune.data.images import read_image as finetune_image
 
 SIDE = 24
 BOMB = 100_000  # pixels, side of a picture that would take 30 GB

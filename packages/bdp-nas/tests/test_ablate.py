@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from bdp_nas import ablate, ablate_report
-from bdp_nas.configs import VARIANTS, AblateConfig
+from bdp_nas.commands import ablate, ablate_report
+from bdp_nas.commands.options import VARIANTS, AblateConfig
 from bdp_nas.table import COLUMNS
 from frugal_shared.errors import UsageError
 
@@ -69,7 +69,7 @@ def test_the_report_and_the_results_are_there(done):
 
 
 def test_a_cell_that_is_done_is_not_searched_again(done, monkeypatch):
-    monkeypatch.setattr("bdp_nas.search.Search", None)
+    monkeypatch.setattr("bdp_nas.commands.search.Search", None)
     ablate.ablate(ablate.replace(done, resume=True))
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bdp_nas.cli import COMMANDS, main
+from bdp_nas.commands.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize(

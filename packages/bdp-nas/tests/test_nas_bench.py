@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from bdp_nas import bench
-from bdp_nas.configs import BenchConfig
+from bdp_nas.commands import bench
+from bdp_nas.commands.options import BenchConfig
 from bdp_nas.searchers import get_searcher
 from bdp_nas.spaces import get_space
 from bdp_nas.spaces.cell import MixedEdges

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bdp_nas.configs import TaskConfig
-from bdp_nas.data import Images, in_proportion, open_data, split_off
-from bdp_nas.loading import Augmented, EpochBatches, crop, cutout, normalise, unit_of
+from bdp_nas.commands.data import Images, in_proportion, open_data, split_off
+from bdp_nas.commands.loading import Augmented, EpochBatches, crop, cutout, normalise, unit_of
+from bdp_nas.commands.options import TaskConfig
 from frugal_shared.errors import RunError, UsageError
 
 

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from bdp_nas import demo
-from bdp_nas.configs import DemoConfig
+from bdp_nas.commands import demo
+from bdp_nas.commands.options import DemoConfig
 from frugal_shared.report import Report
 
 
@@ -44,7 +44,7 @@ def test_the_report_shows_cells_costs_and_what_was_pruned(done):
 
 
 def test_a_demo_that_is_done_is_read_back(done, monkeypatch):
-    monkeypatch.setattr("bdp_nas.search.Search", None)
+    monkeypatch.setattr("bdp_nas.commands.search.Search", None)
     before = (done.output_dir / "rows.json").read_bytes()
     monkeypatch.setitem(demo.NETWORK, "channels", 4)
     demo.demo(demo.replace(done, resume=True))

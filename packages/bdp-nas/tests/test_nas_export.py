@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bdp_nas.blueprint import Blueprint
-from bdp_nas.cli import main
-from bdp_nas.configs import ExportConfig, RetrainConfig, SearchConfig, TaskConfig
-from bdp_nas.data import open_data
-from bdp_nas.export import calibrate, export, inherited, network_of
-from bdp_nas.loading import normalise
-from bdp_nas.retrain import retrain
-from bdp_nas.search import search
+from bdp_nas.commands.blueprint import Blueprint
+from bdp_nas.commands.cli import main
+from bdp_nas.commands.data import open_data
+from bdp_nas.commands.export import calibrate, export, inherited, network_of
+from bdp_nas.commands.loading import normalise
+from bdp_nas.commands.options import ExportConfig, RetrainConfig, SearchConfig, TaskConfig
+from bdp_nas.commands.retrain import retrain
+from bdp_nas.commands.search import search
 from frugal_shared.errors import RunError
 
 TINY = {"channels": 4, "cells": 1, "epochs": 2, "samples": 120, "cpu": True}

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bdp_nas import drawing, plot
-from bdp_nas.configs import PlotConfig, SearchConfig
-from bdp_nas.search import search
+from bdp_nas.commands import drawing, plot
+from bdp_nas.commands.options import PlotConfig, SearchConfig
+from bdp_nas.commands.search import search
 from bdp_nas.spaces import get_space
 from bdp_nas.spaces.space import Size
 from frugal_shared.errors import RunError

@@ -8,16 +8,16 @@ import sys
 import pytest
 import torch
 
-from bdp_nas.configs import SearchConfig
-from bdp_nas.processes import divide
-from bdp_nas.search import read_found, search
+from bdp_nas.commands.options import SearchConfig
+from bdp_nas.commands.processes import divide
+from bdp_nas.commands.search import read_found, search
 
 TINY = {"channels": 4, "cells": 1, "epochs": 6, "samples": 160, "cpu": True}
 WORKER = f"""if True:
     import pathlib, sys
-    from bdp_nas.configs import RetrainConfig, SearchConfig
-    from bdp_nas.retrain import retrain
-    from bdp_nas.search import search
+    from bdp_nas.commands.options import RetrainConfig, SearchConfig
+    from bdp_nas.commands.retrain import retrain
+    from bdp_nas.commands.search import search
     from frugal_shared.launch import leave_group
 
     root, tiny = pathlib.Path(sys.argv[1]), {TINY}

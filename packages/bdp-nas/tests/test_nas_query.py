@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from bdp_nas.cli import main
-from bdp_nas.configs import BuildTableConfig, QueryConfig
-from bdp_nas.query import build_table, query
+from bdp_nas.commands.cli import main
+from bdp_nas.commands.options import BuildTableConfig, QueryConfig
+from bdp_nas.commands.query import build_table, query
 from bdp_nas.spaces.nasbench201 import index_to_genotype
 from bdp_nas.table import Table
 from frugal_shared.errors import UsageError

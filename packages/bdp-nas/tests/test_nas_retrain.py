@@ -6,11 +6,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from bdp_nas.blueprint import Blueprint, genotype_of
-from bdp_nas.cli import main
-from bdp_nas.configs import RetrainConfig, TaskConfig
-from bdp_nas.data import open_data
-from bdp_nas.retrain import Training, accuracy, retrain, run_retrain
+from bdp_nas.commands.blueprint import Blueprint, genotype_of
+from bdp_nas.commands.cli import main
+from bdp_nas.commands.data import open_data
+from bdp_nas.commands.options import RetrainConfig, TaskConfig
+from bdp_nas.commands.retrain import Training, accuracy, retrain, run_retrain
 from bdp_nas.spaces import get_space
 from bdp_nas.spaces.darts import Darts
 from bdp_nas.spaces.nasbench201 import parameter_count

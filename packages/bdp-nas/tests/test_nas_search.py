@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 
-from bdp_nas.bilevel import Search, make_searcher
-from bdp_nas.cli import main
-from bdp_nas.configs import SearchConfig
-from bdp_nas.data import open_data
+from bdp_nas.commands.bilevel import Search, make_searcher
+from bdp_nas.commands.cli import main
+from bdp_nas.commands.data import open_data
+from bdp_nas.commands.options import SearchConfig
+from bdp_nas.commands.search import read_config, read_found, run_search, search
 from bdp_nas.pruner import LEVELS
-from bdp_nas.search import read_config, read_found, run_search, search
 from bdp_nas.spaces import get_space
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.run import Run

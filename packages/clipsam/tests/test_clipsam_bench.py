@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from clipsam import bench
-from clipsam.configs import BenchConfig
-from clipsam.model import ClipSAM
-from clipsam.segmenter import SamSegmenter
+from clipsam.commands import bench
+from clipsam.commands.options import BenchConfig
+from clipsam.pipeline import ClipSAM
+from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError
 
@@ -66,7 +66,7 @@ def test_ratios_come_from_pairs(monkeypatch):
     def turn(times):
         now[0] += next(times)
 
-    for module in ("clipsam.bench", "frugal_shared.timing"):
+    for module in ("clipsam.commands.bench", "frugal_shared.timing"):
         monkeypatch.setattr(f"{module}.perf_counter", lambda: now[0])
     row = bench.against("part", "model", lambda: turn(usual), lambda: turn(ours), 3)
     assert row["ratio"] == 3 and row["seconds_p50"] == 2 and row["usual_p50"] == 6

@@ -1,7 +1,7 @@
 import pytest
 
-from clipsam.cli import COMMANDS, main
-from clipsam.configs import SAMS
+from clipsam.commands.cli import COMMANDS, main
+from clipsam.commands.options import SAMS
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from clipsam.mmr import MMRConfig
-from clipsam.model import CONFIG, WEIGHTS, ClipSAM, image_score, window_probability
+from clipsam.pipeline import CONFIG, WEIGHTS, ClipSAM, image_score, window_probability
 from clipsam.prompts import PromptBank
-from clipsam.segmenter import SamSegmenter
+from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead
 
 SIZES = [(40, 40), (30, 90), (64, 17), (1, 1)]

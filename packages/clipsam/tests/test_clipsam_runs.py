@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsam.cli import main
+from clipsam.commands.cli import main
+from clipsam.commands.demo import embedded_model
+from clipsam.commands.measure import evaluate_data
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
 from clipsam.data.training import TRAINED_CATEGORIES
-from clipsam.demo import embedded_model
-from clipsam.measure import evaluate_data
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_zero_shot_refuses_what_was_trained_on(tmp_path, capsys):
 
 
 def test_heads_of_another_clip_are_refused(tmp_path, capsys):
-    from clipsam.embedded import HEADS, asset
+    from clipsam.embedded.dinov2 import HEADS, asset
 
     options = ["--clip", "ViT-B-32", "--checkpoint", str(asset(HEADS)), "--sam", "none", "--data", "procedural"]
     assert main(["eval", *options, "--output-dir", str(tmp_path / "run")]) == 2

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from clipsam import train as recipe
-from clipsam.configs import TrainConfig
-from clipsam.model import ClipSAM
+from clipsam.commands import train as recipe
+from clipsam.commands.options import TrainConfig
+from clipsam.pipeline import ClipSAM
 from frugal_shared.errors import UsageError
 
 

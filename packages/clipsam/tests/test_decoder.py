@@ -7,7 +7,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from clipsam.decoder import PromptDecoder
-from clipsam.segmenter import Embedding, Prompts, SamSegmenter
+from clipsam.sam import Embedding, Prompts, SamSegmenter
 
 
 def perturbed(sam):

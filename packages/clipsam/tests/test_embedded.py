@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from clipsam import embedded, train_sam, train_text
-from clipsam.configs import TrainSamConfig, TrainTextConfig
+from clipsam.commands.options import TrainSamConfig, TrainTextConfig
 from clipsam.data.procedural import Procedural
+from clipsam.embedded import dinov2 as embedded
+from clipsam.embedded import sam_recipe as train_sam
+from clipsam.embedded import text_recipe as train_text
 from frugal_shared.errors import RunError, UsageError
 
 

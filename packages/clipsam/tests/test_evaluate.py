@@ -10,14 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsam import measure as measuring
-from clipsam.configs import EvalConfig
-from clipsam.data.sample import GOOD, Entry, Sample
-from clipsam.data.sources import open_references, solar_cells
-from clipsam.eval_report import command
-from clipsam.evaluate import evaluate
-from clipsam.images import ImageError
-from clipsam.measure import (
+from clipsam.commands import measure as measuring
+from clipsam.commands.eval import evaluate
+from clipsam.commands.eval_report import command
+from clipsam.commands.measure import (
     ALL,
     COLUMNS,
     FALSE_ALARM,
@@ -32,10 +28,14 @@ from clipsam.measure import (
     evaluate_data,
     mean_row,
 )
+from clipsam.commands.options import EvalConfig
+from clipsam.data.images import ImageError
+from clipsam.data.sample import GOOD, Entry, Sample
+from clipsam.data.sources import open_references, solar_cells
 from clipsam.metrics import ImageMetrics, PixelMetrics
 from clipsam.mmr import MMRConfig
-from clipsam.model import ClipSAM, image_score
-from clipsam.segmenter import SamSegmenter
+from clipsam.pipeline import ClipSAM, image_score
+from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
 
@@ -89,7 +89,7 @@ def model(backbones, sam):
 
 @pytest.fixture(autouse=True)
 def opened(model, monkeypatch):
-    monkeypatch.setattr("clipsam.evaluate.open_model", lambda config: model)
+    monkeypatch.setattr("clipsam.commands.eval.open_model", lambda config: model)
 
 
 def row_of(rows, stage, category=ALL):
@@ -253,7 +253,7 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path, capsys):
 
 def test_nothing_readable_is_told_too(tmp_path, monkeypatch):
     data = Made(kinds=(("bolt", DAMAGED),))
-    monkeypatch.setattr("clipsam.evaluate.open_data", lambda *given: data)
+    monkeypatch.setattr("clipsam.commands.eval.open_data", lambda *given: data)
     config = EvalConfig(data=("made",), output_dir=tmp_path / "out")
     with pytest.raises(RunError, match="1 images"):
         evaluate(config)
@@ -283,7 +283,7 @@ def test_a_data_set_twice_is_refused(tmp_path):
 
 
 def test_stages_that_the_pipeline_lacks_are_left_out(tmp_path, model, backbones, monkeypatch):
-    monkeypatch.setattr("clipsam.evaluate.open_model", lambda config: ClipSAM(backbones["timm"]))
+    monkeypatch.setattr("clipsam.commands.eval.open_model", lambda config: ClipSAM(backbones["timm"]))
     config = EvalConfig(samples=2, output_dir=tmp_path / "out")
     evaluate(config)
     assert {row["stage"] for row in json.loads((tmp_path / "out" / "rows.json").read_text())} == {"clip"}
@@ -293,7 +293,7 @@ def test_stages_that_the_pipeline_lacks_are_left_out(tmp_path, model, backbones,
 
 def test_without_heads_sam_refines_the_map_from_texts(tmp_path, model, backbones, monkeypatch):
     texts = ClipSAM(backbones["timm"], segmenter=model.segmenter)
-    monkeypatch.setattr("clipsam.evaluate.open_model", lambda config: texts)
+    monkeypatch.setattr("clipsam.commands.eval.open_model", lambda config: texts)
     evaluate(EvalConfig(samples=2, output_dir=tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "rows.json").read_text())
     assert {row["stage"] for row in rows} == {"clip", "mmr"}

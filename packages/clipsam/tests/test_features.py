@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipsam.configs import TrainConfig
+from clipsam.commands.options import TrainConfig
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
 from clipsam.data.training import Joined, Subset, training_data
-from clipsam.features import compute_features
+from clipsam.embedded.features import compute_features
 from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
 

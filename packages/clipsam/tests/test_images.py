@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsam import images
-from clipsam.images import ImageError, read_image, read_mask
+from clipsam.data import images
+from clipsam.data.images import ImageError, read_image, read_mask
 
 RAMP = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
 

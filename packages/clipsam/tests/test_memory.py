@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from clipsam.memory import SHARE, Memory
-from clipsam.model import ClipSAM, image_score, to_native
+from clipsam.pipeline import ClipSAM, image_score, to_native
 from clipsam.rarity import rarity
 from clipsam.umci import UMCIHead, rough_map
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from clipsam.metrics import PixelMetrics
 from clipsam.mmr import MMRConfig, find_components, refine
-from clipsam.segmenter import Embedding
+from clipsam.sam import Embedding
 
 SIDE = 96
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clipsam.model import CONFIG, ClipSAM, image_score
+from clipsam.pipeline import CONFIG, ClipSAM, image_score
 from clipsam.rarity import rarity, stage_rarity, weighted
 from clipsam.umci import UMCIHead
 

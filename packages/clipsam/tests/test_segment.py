@@ -7,16 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsam import refine_maps
-from clipsam import segment as segmenting
-from clipsam.configs import RefineConfig, SegmentConfig
-from clipsam.images import read_image
+from clipsam.commands import refine as refine_maps
+from clipsam.commands import segment as segmenting
+from clipsam.commands.options import RefineConfig, SegmentConfig
+from clipsam.commands.refine import refine
+from clipsam.commands.segment import OUTPUTS, overlay, segment, segment_images, unique_names
+from clipsam.data.images import read_image
 from clipsam.mmr import MMRConfig
 from clipsam.mmr import refine as refined_by_mmr
-from clipsam.model import ClipSAM
-from clipsam.refine_maps import refine
-from clipsam.segment import OUTPUTS, overlay, segment, segment_images, unique_names
-from clipsam.segmenter import SamSegmenter
+from clipsam.pipeline import ClipSAM
+from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
-from clipsam.segmenter import Embedding, Prompts, SamSegmenter
+from clipsam.sam import Embedding, Prompts, SamSegmenter
 
 
 def photograph(height=50, width=80, seed=0):

@@ -14,11 +14,11 @@ import tyro
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
+from delta_dit.commands.methods import Method, psnr
+from delta_dit.commands.models import Sampler, load_sampler
 from delta_dit.config import DeltaCacheConfig
-from delta_dit.judge import load_judge
-from delta_dit.methods import Method, psnr
-from delta_dit.models import Sampler, load_sampler
-from delta_dit.shipped import shipped_plan
+from delta_dit.embedded.judge import load_judge
+from delta_dit.embedded.plans import shipped_plan
 from frugal_shared.checkpoint import write_json
 from frugal_shared.evaluation import chunks
 

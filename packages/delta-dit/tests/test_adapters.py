@@ -15,7 +15,7 @@ from delta_dit import Adapter, DeltaCacheConfig, DeltaPlan, Stack, delta_cache_s
 from delta_dit import disable_delta_cache as disable
 from delta_dit import enable_delta_cache as enable
 from delta_dit.adapters import ADAPTERS, adapter_for, blocks_of
-from delta_dit.plan import Range, Reuse
+from delta_dit.delta_plan import Range, Reuse
 
 B = 2  # batch
 STEPS = 4

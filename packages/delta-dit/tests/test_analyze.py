@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from delta_dit.analyze import band_errors, one_reuse, split, steadily
-from delta_dit.cli import main
-from delta_dit.plan import Reuse
+from delta_dit.commands.analyze import band_errors, one_reuse, split, steadily
+from delta_dit.commands.cli import main
+from delta_dit.delta_plan import Reuse
 
 
 def wave(cycles):

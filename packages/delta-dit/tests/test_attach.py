@@ -37,8 +37,8 @@ from delta_dit import (
     disable_delta_cache,
     enable_delta_cache,
 )
-from delta_dit.patch import patch_diffusers, unpatch_diffusers
-from delta_dit.plan import Reuse
+from delta_dit.cache_mixin import patch_diffusers, unpatch_diffusers
+from delta_dit.delta_plan import Reuse
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from delta_dit import configs, peers
-from delta_dit.bench import REAL_SEED, real_images
-from delta_dit.cli import main
-from delta_dit.judge import load_judge
+from delta_dit.commands import options as configs
+from delta_dit.commands import peers
+from delta_dit.commands.bench import REAL_SEED, real_images
+from delta_dit.commands.cli import main
+from delta_dit.embedded.judge import load_judge
 from frugal_shared.datasets import TexturedDigits
 
 QUICK = ["--steps", "4", "--samples", "2", "--batch-size", "2", "--repeats", "1", "--tries", "2", "--cpu"]
@@ -51,7 +52,7 @@ def test_speedup_one_is_the_uncached_picture(tmp_path):
 def test_a_resumed_bench_keeps_its_rows(tmp_path, monkeypatch):
     pytest.importorskip("torchmetrics")
     arguments = ["bench", *QUICK, "--methods", "fewer-steps", "generic", "--output-dir", str(tmp_path)]
-    from delta_dit.bench import Contest
+    from delta_dit.commands.bench import Contest
 
     own = Contest.own
 

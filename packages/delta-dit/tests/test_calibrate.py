@@ -10,12 +10,12 @@ import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from delta_dit.adapters import blocks_of
-from delta_dit.calibrate import FILE, Calibration, measure, recording, sketch
-from delta_dit.configs import CalibrateConfig
-from delta_dit.models import Sampler, open_gates
-from delta_dit.pixel import PixelDiTPipeline
-from delta_dit.plan import Reuse
-from delta_dit.search import Candidates, ErrorModel, Trial
+from delta_dit.commands.calibrate import FILE, Calibration, measure, recording, sketch
+from delta_dit.commands.models import Sampler, open_gates
+from delta_dit.commands.options import CalibrateConfig
+from delta_dit.delta_plan import Reuse
+from delta_dit.embedded.pixel import PixelDiTPipeline
+from delta_dit.planner import Candidates, ErrorModel, Trial
 from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
 from frugal_shared.tensors import pack_tensors

@@ -1,6 +1,6 @@
 import torch
 
-from delta_dit.judge import load_judge
+from delta_dit.embedded.judge import load_judge
 from frugal_shared.datasets import TexturedDigits
 
 

@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from delta_dit.cli import main
-from delta_dit.judge import load_judge
-from delta_dit.methods import to_bytes
-from delta_dit.models import load_sampler
-from delta_dit.pixel import embedded_folder
-from delta_dit.plan import paper
+from delta_dit.commands.cli import main
+from delta_dit.commands.methods import to_bytes
+from delta_dit.commands.models import load_sampler
+from delta_dit.delta_plan import paper
+from delta_dit.embedded.judge import load_judge
+from delta_dit.embedded.pixel import embedded_folder
 from frugal_shared.errors import RunError
 
 TINY = ["--steps", "4", "--blocks", "2", "--heads", "1", "--batch-size", "8", "--save-every", "2", "--cpu"]
@@ -166,6 +166,6 @@ def test_torn_weights_are_told_as_such_and_nothing_is_left(tmp_path, capfd):
 
 def test_damaged_weights_of_the_judge_are_named(tmp_path, monkeypatch):
     (tmp_path / "judge.safetensors").write_bytes(b"torn")
-    monkeypatch.setattr("delta_dit.judge.embedded_folder", lambda name: tmp_path)
+    monkeypatch.setattr("delta_dit.embedded.judge.embedded_folder", lambda name: tmp_path)
     with pytest.raises(RunError, match=r"judge\.safetensors"):
         load_judge()

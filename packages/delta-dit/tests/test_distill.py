@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from delta_dit.cli import main
-from delta_dit.configs import TrainDemoConfig, TrainDemoLcmConfig
-from delta_dit.distill import consistency, ddim, sampler
-from delta_dit.judge import load_judge
-from delta_dit.models import load_sampler
-from delta_dit.pixel import PixelDiTPipeline
-from delta_dit.train import build, noise_schedule
+from delta_dit.commands.cli import main
+from delta_dit.commands.models import load_sampler
+from delta_dit.commands.options import TrainDemoConfig, TrainDemoLcmConfig
+from delta_dit.embedded.dit import build, noise_schedule
+from delta_dit.embedded.judge import load_judge
+from delta_dit.embedded.lcm import consistency, ddim, sampler
+from delta_dit.embedded.pixel import PixelDiTPipeline
 
 TINY = ["--steps", "4", "--batch-size", "4", "--save-every", "2", "--cpu"]
 

@@ -6,12 +6,12 @@ import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from delta_dit.adapters import blocks_of
-from delta_dit.bench import Trial, bisect
+from delta_dit.commands.bench import Trial, bisect
+from delta_dit.commands.methods import Method, counted, frechet_distance, last_sample, macs, psnr, relative_l1
+from delta_dit.commands.models import Sampler, open_gates
+from delta_dit.commands.peers import PEERS, Dial, Setting, naive_feature_cache
 from delta_dit.config import DeltaCacheConfig
-from delta_dit.methods import Method, counted, frechet_distance, last_sample, macs, psnr, relative_l1
-from delta_dit.models import Sampler, open_gates
-from delta_dit.peers import PEERS, Dial, Setting, naive_feature_cache
-from delta_dit.pixel import PixelDiTPipeline
+from delta_dit.embedded.pixel import PixelDiTPipeline
 
 STEPS = 8
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from delta_dit.cli import main
-from delta_dit.plan import DeltaPlan, Full, Reuse, for_speedup, front, generic, middle, paper, rear
+from delta_dit.commands.cli import main
+from delta_dit.delta_plan import DeltaPlan, Full, Reuse, for_speedup, front, generic, middle, paper, rear
 
 
 def levels(steps: int) -> tuple[float, ...]:
@@ -212,7 +212,7 @@ def test_resample_of_random_plans_can_be_carried_out() -> None:
 
 def test_command_writes_a_plan_without_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from delta_dit.cli import main; "
+        "import sys; from delta_dit.commands.cli import main; "
         "code = main(['plan', '--steps', '20', '--blocks', '28', '--speedup', '1.6', '--schedule', 'paper', "
         f"'--json', {str(tmp_path / 'new' / 'plan.json')!r}]); "
         "sys.exit(code or ('torch' in sys.modules) * 77)"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_dit.cli import main
-from delta_dit.scores import CLIP, INCEPTION, Scores, clip_score, inception_score
+from delta_dit.commands.cli import main
+from delta_dit.commands.scores import CLIP, INCEPTION, Scores, clip_score, inception_score
 from frugal_shared.errors import RunError, UsageError
 
 fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")

@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
-from delta_dit.calibrate import Calibration
-from delta_dit.plan import DeltaPlan, Reuse
-from delta_dit.search import NONE, Candidates, ErrorModel, Frontier, Reuses, changes, refine, saved_blocks
+from delta_dit.commands.calibrate import Calibration
+from delta_dit.delta_plan import DeltaPlan, Reuse
+from delta_dit.planner import NONE, Candidates, ErrorModel, Frontier, Reuses, changes, refine, saved_blocks
 
 STEPS, BLOCKS = 4, 3
 

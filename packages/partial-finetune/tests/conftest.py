@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import save_file
 
-from partial_finetune.configs import TrainConfig
+from partial_finetune.commands.options import TrainConfig
 
 NAME = "test_vit"  # timm's own, for tests: 6 blocks, 0.3 M parameters
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2, "num_classes": 4}

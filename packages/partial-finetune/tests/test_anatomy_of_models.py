@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from partial_finetune.anatomy import KINDS, anatomy
+from partial_finetune.parts import KINDS, anatomy
 
 # architecture → number of blocks, number of homogeneous groups
 MODELS = {

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from partial_finetune.angle import angle, angles, tensor_angles
+from partial_finetune.fine_tuned_angle import angle, angles, tensor_angles
 
 
 def noise(*shape, seed=0, dtype=torch.float32):
@@ -137,7 +137,9 @@ def test_the_base_is_read_from_its_file_a_unit_at_a_time(base, tmp_path, monkeyp
     save_file(base, path)
     now = {name: turned(tensor, 1e-3) for name, tensor in base.items()}
     held = []
-    monkeypatch.setattr(sys.modules["partial_finetune.angle"], "_angle", lambda pairs: held.append(len(pairs)) or 0.5)
+    monkeypatch.setattr(
+        sys.modules["partial_finetune.fine_tuned_angle"], "_angle", lambda pairs: held.append(len(pairs)) or 0.5
+    )
     angles(path, now, PARTS)
     assert held == [2, 1]
     monkeypatch.undo()

@@ -3,7 +3,7 @@ import timm
 import torch
 
 from partial_finetune.cost import saved_bytes, training_cost
-from partial_finetune.freeze import freeze
+from partial_finetune.frozen import freeze
 
 MEBI = 2**20
 # strategy → share of full fine-tuning's operations, MiB of weights, gradients and Adam's moments; derived by hand for

@@ -11,12 +11,15 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from partial_finetune import bench as benchmark
-from partial_finetune import demo as showing
-from partial_finetune import evaluate as judging
-from partial_finetune.base import Base
 from partial_finetune.checkpoint import open_delta
-from partial_finetune.configs import (
+from partial_finetune.commands import bench as benchmark
+from partial_finetune.commands import demo as showing
+from partial_finetune.commands import eval as judging
+from partial_finetune.commands.angles import show_angles
+from partial_finetune.commands.base import Base
+from partial_finetune.commands.eval import evaluate
+from partial_finetune.commands.merge import merge_file
+from partial_finetune.commands.options import (
     AnglesConfig,
     BenchConfig,
     DemoConfig,
@@ -26,14 +29,11 @@ from partial_finetune.configs import (
     SoupConfig,
     SweepConfig,
 )
-from partial_finetune.evaluate import evaluate
-from partial_finetune.make_soup import recalibrate, soup
-from partial_finetune.merge import merge_file
-from partial_finetune.show_angles import show_angles
-from partial_finetune.sweep import sweep
-from partial_finetune.sweep_report import paired_difference, summarise, verdict
-from partial_finetune.train import train
-from partial_finetune.tuned import open_tuned
+from partial_finetune.commands.soup import recalibrate, soup
+from partial_finetune.commands.sweep import sweep
+from partial_finetune.commands.sweep_report import paired_difference, summarise, verdict
+from partial_finetune.commands.train import train
+from partial_finetune.commands.tuned import open_tuned
 
 PARTS = ("attn", "ffn", "last_half")
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from frugal_shared.datasets import CELL_GREY
 from frugal_shared.errors import RunError, UsageError
-from partial_finetune import data
-from partial_finetune.data import Images, check_images, open_data, read_image, split_off, stratified
+from partial_finetune.data import images as data
+from partial_finetune.data.images import Images, check_images, open_data, read_image, split_off, stratified
 
 RAMP = np.arange(6 * 8, dtype=np.uint8).reshape(6, 8) * 5
 

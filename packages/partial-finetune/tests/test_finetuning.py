@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from frugal_shared.errors import UsageError
-from partial_finetune import fit as loop
 from partial_finetune.checkpoint import open_delta
-from partial_finetune.configs import SelectConfig
-from partial_finetune.train import run_selection, train
-from partial_finetune.tuned import base_of, find_delta, open_tuned
+from partial_finetune.commands import fit as loop
+from partial_finetune.commands.options import SelectConfig
+from partial_finetune.commands.train import run_selection, train
+from partial_finetune.commands.tuned import base_of, find_delta, open_tuned
 
 
 def digest(config):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from partial_finetune.ema import TunedEma
-from partial_finetune.freeze import freeze
+from partial_finetune.frozen import freeze
 
 LABELS = torch.tensor([0, 1, 2, 3])
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from partial_finetune.freeze import freeze
+from partial_finetune.frozen import freeze
 from partial_finetune.groups import parameter_groups
 
 

@@ -4,7 +4,7 @@ from types import FunctionType
 import pytest
 
 import partial_finetune
-from partial_finetune.cli import COMMANDS, main
+from partial_finetune.commands.cli import COMMANDS, main
 
 
 @pytest.mark.parametrize("name", ["anatomy", "angle", "freeze", "merge", "select"])

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from partial_finetune.anatomy import anatomy
-from partial_finetune.select import expression_of, kendall, random_order, ranked, select, stability
+from partial_finetune.choice import expression_of, kendall, random_order, ranked, select, stability
+from partial_finetune.parts import anatomy
 
 ANGLES = {f"{kind}[{block}]": 0.1 * value for kind, order in {"attn": (3, 1, 4, 2), "ffn": (1, 2, 3, 4)}.items()
           for block, value in enumerate(order)}  # fmt: skip

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from frugal_shared.errors import UsageError
-from partial_finetune.shifts import CIFAR_10, CIFAR_100, imagenet_classes, open_shift
+from partial_finetune.data.shifts import CIFAR_10, CIFAR_100, imagenet_classes, open_shift
 
 WNIDS = imagenet_classes()
 

@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from partial_finetune.anatomy import anatomy
+from partial_finetune.parts import anatomy
 from partial_finetune.strategy import GRID8, PRESETS, StrategyError, select_parameters
 
 VIT, SWIN, BEIT, CONV, POOL = (

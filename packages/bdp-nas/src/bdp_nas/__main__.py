@@ -8,7 +8,7 @@ def main() -> None:
     """Run the command line, or say what it needs."""
     if find_spec("frugal_shared") is None:
         sys.exit('bdp-nas: error: the command line needs frugal-shared: pip install "bdp-nas[run]"')
-    from bdp_nas.cli import main as run
+    from bdp_nas.commands.cli import main as run
 
     sys.exit(run())
 

@@ -8,7 +8,7 @@ def main() -> None:
     """Run the command line, or say what it needs."""
     if find_spec("frugal_shared") is None:
         sys.exit('clipsam: error: the command line needs frugal-shared: pip install "clipsam[run]"')
-    from clipsam.cli import main as run
+    from clipsam.commands.cli import main as run
 
     sys.exit(run())
 

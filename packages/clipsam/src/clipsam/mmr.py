@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from clipsam.segmenter import Embedding, Prompts, Segmenter
+from clipsam.sam import Embedding, Prompts, Segmenter
 
 Mode = Literal["soft", "paper"]
 
@@ -101,7 +101,7 @@ def refine(
         image: ``(H, W, 3)`` RGB in 0..255.
         anomaly_map: O, ``(H, W)`` in [0, 1] on one scale for all images. Bring distances, such as PatchCore's, there
             with one function for all, e.g. ``1 - exp(-distance / median)``, not with a min-max per image.
-        segmenter: e.g. :class:`~clipsam.segmenter.SamSegmenter`; not run if nothing exceeds the threshold.
+        segmenter: e.g. :class:`~clipsam.sam.SamSegmenter`; not run if nothing exceeds the threshold.
         config: options.
 
     Raises:

@@ -8,7 +8,7 @@ def main() -> None:
     """Run the command line, or say what it needs."""
     if find_spec("frugal_shared") is None:
         sys.exit('delta-dit: error: the command line needs frugal-shared: pip install "delta-dit[run]"')
-    from delta_dit.cli import main as run
+    from delta_dit.commands.cli import main as run
 
     sys.exit(run())
 

@@ -20,7 +20,7 @@ from delta_dit.adapters import Block
 from delta_dit.clock import Clock
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta import DeltaRecord, DeltaSum, Streams, add_delta
-from delta_dit.plan import DeltaPlan, Full, Range, Reuse
+from delta_dit.delta_plan import DeltaPlan, Full, Range, Reuse
 
 MAX_BRANCHES = 16
 """Bounds the memory of a loop that makes endless calls at one step; guidance makes 2 or 3, tiled sampling more."""

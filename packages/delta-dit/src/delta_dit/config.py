@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from delta_dit import plan as plans
-from delta_dit.plan import DeltaPlan
+from delta_dit import delta_plan as plans
+from delta_dit.delta_plan import DeltaPlan
 
 Schedule = Literal["generic", "paper", "front", "rear", "middle"]
 

@@ -8,7 +8,7 @@ def main() -> None:
     """Run the command line, or say what it needs."""
     if find_spec("frugal_shared") is None:
         sys.exit('partial-finetune: error: the command line needs frugal-shared: pip install "partial-finetune[run]"')
-    from partial_finetune.cli import main as run
+    from partial_finetune.commands.cli import main as run
 
     sys.exit(run())
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from partial_finetune.freeze import freeze
+from partial_finetune.frozen import freeze
 
 ADAM_BYTES = 12  # of a tuned fp32 weight: its gradient and Adam's two moments
 
@@ -51,7 +51,7 @@ def training_cost(model: nn.Module, strategy: str, image_size: tuple[int, int, i
     """Return what a step of ``strategy`` costs.
 
     Args:
-        model: as for :func:`~partial_finetune.freeze.freeze`; stays as it is.
+        model: as for :func:`~partial_finetune.frozen.freeze`; stays as it is.
         strategy: the expression.
         image_size: ``(C, H, W)``.
         seed: of random layers.

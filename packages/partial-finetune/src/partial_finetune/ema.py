@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from partial_finetune.freeze import Frozen
+from partial_finetune.frozen import Frozen
 
 
 class TunedEma:

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from partial_finetune.anatomy import Anatomy, Unit
-from partial_finetune.freeze import Frozen
+from partial_finetune.frozen import Frozen
+from partial_finetune.parts import Anatomy, Unit
 
 
 def parameter_groups(

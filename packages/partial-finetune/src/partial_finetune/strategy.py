@@ -6,7 +6,7 @@
     set        = (term or "(" expression ")") ("+norm" or "+bias" or "+scale")*
     term       = name ("." component)* ("[" index ("," index)* "]")?
 
-A *name* is a kind of unit (see :mod:`partial_finetune.anatomy`), ``block`` (everything in blocks and between them),
+A *name* is a kind of unit (see :mod:`partial_finetune.parts`), ``block`` (everything in blocks and between them),
 ``head`` (everything after the last block), ``bias`` (every bias of the model) or a preset. *Components* are those of
 parameter names below the unit's module, compared as a whole (``attn.proj``, ``ffn.fc1``, ``attn.bias``). An *index* is
 Python's, or a slice, over the numbers of the blocks in execution order; ``half`` stands for half their number. As of
@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from partial_finetune.anatomy import HEAD, KINDS, Anatomy, Unit
+from partial_finetune.parts import HEAD, KINDS, Anatomy, Unit
 
 PRESETS = {
     "full": "stem | block | head",

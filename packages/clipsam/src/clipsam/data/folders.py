@@ -22,8 +22,8 @@ from typing import Literal
 
 import numpy as np
 
+from clipsam.data.images import IMAGE_SUFFIXES, read_image, read_mask
 from clipsam.data.sample import GOOD, UNKNOWN, Entry, Sample
-from clipsam.images import IMAGE_SUFFIXES, read_image, read_mask
 
 Split = Literal["train", "test"]
 SPLITS = ("train", "test")

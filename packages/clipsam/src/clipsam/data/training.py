@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from clipsam.data.folders import load_folder
+from clipsam.data.images import check_files
 from clipsam.data.photographs import Painted
 from clipsam.data.procedural import TRAIN_CATEGORIES, Procedural
 from clipsam.data.sample import AnomalyData, Entry, Sample
-from clipsam.images import check_files
 
 PROCEDURAL, PHOTOGRAPHS = "procedural", "photographs"
 TRAINED_CATEGORIES = f"{PROCEDURAL}/train-categories"

@@ -1,0 +1,1 @@
+"""What ``[run]`` adds: the command line, one file per command."""

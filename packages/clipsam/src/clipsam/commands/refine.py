@@ -1,0 +1,102 @@
+"""``clipsam refine``: anyone's anomaly maps, sharpened by SAM; the outputs are those of ``clipsam segment``."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from clipsam import mmr
+from clipsam.commands.models import mmr_config, segmenter_of
+from clipsam.commands.options import RefineConfig
+from clipsam.commands.segment import conclude, is_done, require_images, unique_names, write_outputs
+from clipsam.data.images import FORMATS, ImageError, read_image
+from clipsam.pipeline import Segmentation, image_score
+from clipsam.sam import Segmenter
+from frugal_shared.errors import UsageError
+from frugal_shared.evaluation import chunks
+from frugal_shared.run import Run
+
+WHITE = {"1": 1, "L": 255, "I": 65535, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "F": 1}
+"""Pillow's modes of grey images and what white is in them; "I" is how it opens some 16-bit files."""
+
+
+def refine(config: RefineConfig) -> None:
+    """Refine the maps that are not done yet, then write the list.
+
+    Raises:
+        UsageError: no images.
+        RunError: some of the images or maps could not be used; all others are done.
+    """
+    require_images(config.images)
+    segmenter = segmenter_of(config)
+    if segmenter is None:
+        raise UsageError(f"sam={config.sam!r} refines nothing; allowed: embedded, vit_b, vit_l, vit_h")
+    options = mmr_config(config, mmr.MMRConfig())
+    with Run(config, "clipsam") as run:
+        accelerator = run.accelerator
+        segmenter.to(accelerator.device)
+        shares = list(chunks(len(config.images), 1, accelerator.process_index, accelerator.num_processes))
+        names, failures = unique_names(config.images), {}
+        for [index] in run.progress(shares, desc="refine"):
+            if not is_done(config.output_dir, names[index]):
+                try:
+                    refine_one(config, index, names[index], segmenter, options)
+                except ImageError as error:
+                    failures[index] = str(error)
+        conclude(config, run, failures)
+
+
+def refine_one(config: RefineConfig, index: int, name: str, segmenter: Segmenter, options: mmr.MMRConfig) -> None:
+    """Refine one map and write what came out.
+
+    Raises:
+        ImageError: the image or the map cannot be used.
+    """
+    image = read_image(config.images[index])
+    rough = read_map(config.maps[index], image)
+    try:
+        refined = mmr.refine(image, rough, segmenter, options)
+    except ValueError as error:  # what a segmenter refuses
+        raise ImageError(f"{config.images[index]}: {error}") from error
+    found = Segmentation(refined.anomaly_map, rough, image_score(rough), refined.boxes, refined.masks, refined.scores)
+    record = {"image": str(config.images[index]), "category": None}
+    write_outputs(config.output_dir, name, record, image, found, options.threshold)
+
+
+def read_map(path: Path, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Read an anomaly map.
+
+    Args:
+        path: a .npy file with numbers in [0, 1], or a grey image, of which white is 1.
+        image: ``(H, W, 3)``, the image that it belongs to.
+
+    Returns:
+        ``(H, W)`` float32 in [0, 1].
+
+    Raises:
+        ImageError: it cannot be read, has another shape than the image, or holds other numbers or NaN.
+    """
+    try:
+        # mapped: a header that claims more than the file holds must not be believed
+        values = np.load(path, "r", allow_pickle=False) if path.suffix == ".npy" else read_grey(path)
+        rough = np.asarray(values, np.float32)
+        mmr.check(image, rough)
+    except ImageError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        raise ImageError(f"{path}: {' '.join(str(error).split())}") from error
+    return rough
+
+
+def read_grey(path: Path) -> NDArray[np.float64]:
+    """Return a grey image ``(H, W)`` with white as 1, in all of its bits.
+
+    Raises:
+        ImageError: it cannot be read, or has colours.
+    """
+    read_image(path)  # refuses what is damaged or too large, and says why
+    with Image.open(path, formats=FORMATS) as picture:
+        if picture.mode not in WHITE:
+            raise ImageError(f"{path}: a map in mode {picture.mode!r}; allowed: grey")
+        return np.asarray(picture, np.float64) / WHITE[picture.mode]

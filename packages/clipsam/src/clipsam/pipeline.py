@@ -1,0 +1,381 @@
+"""ClipSAM (arXiv 2401.12665): CLIP and UMCI find the anomaly, SAM refines it.
+
+clipsam = ClipSAM.from_pretrained("checkpoint", backbone=backbone, segmenter=segmenter)
+[found] = clipsam.segment([image], "metal nut")
+found.anomaly_map, found.boxes, found.score
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from clipsam.backbone import Backbone
+from clipsam.memory import Memory
+from clipsam.mmr import MMRConfig, refine
+from clipsam.prompts import PromptBank
+from clipsam.rarity import weighted
+from clipsam.sam import Segmenter
+from clipsam.umci import UMCIHead, rough_map
+
+SCHEMA = "clipsam-1"
+WEIGHTS, CONFIG = "umci.safetensors", "config.json"
+FIELDS = {
+    "clip": str,
+    "prompts": str,
+    "bank": dict,
+    "image_size": int,
+    "stages": list,
+    "umci": dict,
+    "sha256": str,
+    "mmr": dict,
+    "rarity": bool,
+    "provenance": dict,
+}
+"""Of a checkpoint's description."""
+LARGEST = 4096  # pixels, side of the square that CLIP sees
+TEMPERATURE = 0.07  # CLIP's own at the start of its training; of the map from texts alone
+TOP_SHARE = 0.01  # of the pixels, whose mean is the image's score: one wild pixel does not decide
+
+
+Scored = tuple[NDArray[np.float32], float]
+"""A map ``(H, W)`` and its image's score."""
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What is anomalous in an image.
+
+    Args:
+        anomaly_map: ``(H, W)`` float32 in [0, 1], on the image's own pixels and comparable between images.
+        rough_map: the same before the refinement.
+        score: of the image, in [0, 1]: the mean of the top 1 % of the rough map, which a mask cannot lift; where the
+            pipeline counts rarity, of the map that ``rarity.py`` makes of it, and with a memory of the map that
+            ``memory.py`` makes of that.
+        boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ of the anomalous regions, in pixels; none without a segmenter.
+        masks: ``(K, H, W)`` bool.
+        mask_scores: ``(K,)`` in [0, 1].
+    """
+
+    anomaly_map: NDArray[np.float32]
+    rough_map: NDArray[np.float32]
+    score: float
+    boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    masks: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
+    mask_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+class ClipSAM:
+    """The pipeline.
+
+    Args:
+        backbone: the frozen CLIP.
+        umci: trained heads on it; None scores by texts alone.
+        bank: the sentences.
+        segmenter: refines the map; None leaves it rough.
+        mmr: options of the refinement.
+        rarity: whether the heads' image score counts an anomaly by how rare it is in its image, see ``rarity.py``.
+        provenance: what the heads were trained on, for reports: "data" is a list of data sets' names.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        umci: UMCIHead | None = None,
+        bank: PromptBank | None = None,
+        segmenter: Segmenter | None = None,
+        *,
+        mmr: MMRConfig | None = None,
+        rarity: bool = False,
+        provenance: dict[str, Any] | None = None,
+    ) -> None:
+        self.backbone, self.segmenter, self.rarity = backbone, segmenter, rarity
+        self.umci = None if umci is None else umci.eval()
+        self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
+
+    def segment(
+        self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None
+    ) -> list[Segmentation]:
+        """Segment images of one category, whatever their sizes; each comes out as if it were alone.
+
+        Args:
+            images: each ``(H, W, 3)``, RGB in 0..255.
+            category: such as "metal nut", or "object" for any.
+            memory: what :meth:`remember` made of others of their kind; the image's score takes it into account.
+
+        Raises:
+            ValueError: an image of another shape, or a memory without heads.
+        """
+        scored = self.scored(images, category, memory)
+        return [self.refined(image, anomaly_map, score) for image, (anomaly_map, score) in zip(images, scored)]
+
+    @torch.no_grad()
+    def rough(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[NDArray[np.float32]]:
+        """Return the rough map O of every image, ``(H, W)`` in [0, 1]: UMCI's, or the texts' without one."""
+        return [anomaly_map for anomaly_map, _ in self.scored(images, category)]
+
+    def remember(self, references: Sequence[NDArray[np.uint8]]) -> Memory:
+        """Return the memory of a few images of one kind, most of them sound; nobody has to say which.
+
+        It keeps their patch tokens: 1.6 MB for each with ViT-S at 224 pixels, 22 MB with ViT-L at 518.
+
+        Args:
+            references: each ``(H, W, 3)``, RGB in 0..255.
+
+        Raises:
+            ValueError: none, or an image of another shape.
+        """
+        if not references:
+            raise ValueError("references=() is empty; allowed: one image or more")
+        each = [self.backbone.patches(self._batch([image])) for image in references]
+        return Memory([torch.cat(stage) for stage in zip(*each)])
+
+    @torch.no_grad()
+    def scored(self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None) -> list[Scored]:
+        """Return the rough map of every image with the image's score.
+
+        Raises:
+            ValueError: an image of another shape, or a memory without heads.
+        """
+        if self.umci is None:
+            return self._without_heads(with_scores(self.text_map(images, category)), memory)
+        patches = self.backbone.patches(self._batch(images))
+        maps, counted = self._rough_and_counted(patches, category)
+        return scored_by(counted if memory is None else memory.weighted(counted, patches), maps, images)
+
+    @torch.no_grad()
+    def text_map(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[NDArray[np.float32]]:
+        """Return the map that CLIP gives without any training, ``(H, W)`` in [0, 1].
+
+        In WinCLIP's manner (arXiv 2303.14814): windows of one, two and three patches are compared with the two
+        language tokens, and the probabilities of all windows on a patch are averaged.
+        """
+        return self._text_maps(self.backbone.joint(self._batch(images)), images, category)
+
+    @torch.no_grad()
+    def every_stage(
+        self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None
+    ) -> dict[str, list[Scored]]:
+        """Return maps and scores by stage, with the tower run once: "clip", "umci", and "memory" if there is one.
+
+        Raises:
+            ValueError: an image of another shape, or a memory without heads.
+        """
+        patches, joint = self.backbone.patches_and_joint(self._batch(images))
+        text = with_scores(self._text_maps(joint, images, category))
+        if self.umci is None:
+            return {"clip": text, "umci": self._without_heads(text, memory)}
+        maps, counted = self._rough_and_counted(patches, category)
+        found = {"clip": text, "umci": scored_by(counted, maps, images)}
+        return (
+            found if memory is None else found | {"memory": scored_by(memory.weighted(counted, patches), maps, images)}
+        )
+
+    def _without_heads(self, text: list[Scored], memory: Memory | None) -> list[Scored]:
+        if memory is not None:
+            raise ValueError("a memory with umci=None, which scores by texts alone; allowed: trained heads")
+        return text
+
+    def _rough_and_counted(self, patches: list[Tensor], category: str) -> tuple[Tensor, Tensor]:
+        """Return the rough maps, and the maps that images are scored by, ``(B, h, w)`` each."""
+        umci: Any = self.umci
+        maps = rough_map(umci(patches, self.backbone.text(category, self.bank)))
+        return maps, weighted(maps, patches) if self.rarity else maps
+
+    def _text_maps(
+        self, joint: Tensor, images: Sequence[NDArray[np.uint8]], category: str
+    ) -> list[NDArray[np.float32]]:
+        language = self.backbone.text(category, self.bank)
+        maps = torch.stack([window_probability(joint, language, side) for side in (1, 2, 3)]).mean(0)
+        return [to_native(values, image) for values, image in zip(maps, images)]
+
+    def refined(self, image: NDArray[np.uint8], rough: NDArray[np.float32], score: float | None = None) -> Segmentation:
+        """Return the refinement of a rough map, with the image's score; unset: that of the map alone."""
+        score = image_score(rough) if score is None else score
+        if self.segmenter is None:
+            return Segmentation(rough, rough, score)
+        found = refine(image, rough, self.segmenter, self.mmr)
+        return Segmentation(found.anomaly_map, rough, score, found.boxes, found.masks, found.scores)
+
+    def _batch(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(f"an image of shape {image.shape} and {image.dtype}; allowed: (H, W, 3) and uint8")
+        device = next(self.backbone.parameters()).device
+        return torch.stack([self.backbone.preprocess(image) for image in images]).to(device)
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write UMCI's weights and what they belong to; CLIP's and SAM's weights are not copied.
+
+        Raises:
+            ValueError: there is no UMCI.
+        """
+        if self.umci is None:
+            raise ValueError("umci=None has nothing to save; allowed: trained heads")
+        stage: Any = self.umci.stages[0]
+        config = {
+            "schema": SCHEMA,
+            "clip": self.backbone.hash,
+            "prompts": self.bank.hash,
+            "bank": asdict(self.bank),
+            "image_size": self.backbone.image_size,
+            "stages": self.backbone.stages,
+            "umci": {
+                "hidden": stage.language.out_features,
+                "pool_kernels": stage.pool_kernels,
+                "pool_stride": stage.pool_stride,
+            },
+            "mmr": asdict(self.mmr),
+            "rarity": self.rarity,
+            "provenance": self.provenance,
+        }
+        folder = Path(folder)
+        weights = save_bytes({k: v.contiguous() for k, v in self.umci.state_dict().items()})
+        config["sha256"] = hashlib.sha256(weights).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / WEIGHTS, weights)
+        write(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        backbone: Backbone,
+        segmenter: Segmenter | None = None,
+        bank: PromptBank | None = None,
+    ) -> Self:
+        """Load trained heads for a backbone.
+
+        Args:
+            folder: what :meth:`save_pretrained` wrote.
+            backbone: the CLIP that they were trained on, with the same image size and stages.
+            segmenter: refines the map.
+            bank: sentences; default: those of the training.
+
+        Raises:
+            ValueError: a damaged or foreign checkpoint, or one for another CLIP, size, stages or prompts.
+            OSError: it cannot be read.
+        """
+        config = read_config(Path(folder) / CONFIG)
+        described = f"{str(Path(folder) / CONFIG)!r} describes no such checkpoint"
+        try:
+            own = PromptBank(**{name: tuple(sentences) for name, sentences in config["bank"].items()})
+            mmr = MMRConfig(**config["mmr"])
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{described}: {error}") from error
+        bank = bank or own
+        for name, found in (
+            ("clip", backbone.hash),
+            ("prompts", bank.hash),
+            ("image_size", backbone.image_size),
+            ("stages", list(backbone.stages)),
+        ):
+            if found != config[name]:
+                raise ValueError(f"{str(folder)!r} was trained with {name}={config[name]!r}; this one is {found!r}")
+        path = Path(folder) / WEIGHTS
+        weights = path.read_bytes()
+        if hashlib.sha256(weights).hexdigest() != config["sha256"]:
+            raise ValueError(f"{str(path)!r} is torn or was changed: its hash is not the one in {CONFIG}")
+        try:
+            options = config["umci"] | {"pool_kernels": tuple(config["umci"]["pool_kernels"])}
+            umci = UMCIHead(len(backbone.stages), backbone.width, backbone.text_dim, **options)
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            raise ValueError(f"{described}: {' '.join(str(error).split())}") from error
+        try:
+            umci.load_state_dict(load_bytes(weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{str(path)!r} holds no such heads: {str(error).splitlines()[0]}") from error
+        umci.to(next(backbone.parameters()).device).requires_grad_(False)
+        rarity, provenance = config["rarity"], config["provenance"]
+        return cls(backbone, umci, bank, segmenter, mmr=mmr, rarity=rarity, provenance=provenance)
+
+
+def window_probability(joint: Tensor, language: Tensor, side: int) -> Tensor:
+    """Return the probability of "abnormal" averaged over all windows of ``side`` × ``side`` patches on a patch.
+
+    Args:
+        joint: ``(B, C_t, h, w)``, patches of length 1.
+        language: ``(2, C_t)``.
+        side: at most 3.
+    """
+    side = min(side, *joint.shape[-2:])
+    windows = F.normalize(F.avg_pool2d(joint, side, 1), dim=1)  # (B, C_t, h - side + 1, w - side + 1)
+    similarity = torch.einsum("bchw,lc->blhw", windows, language)
+    abnormal = (similarity / TEMPERATURE).softmax(1)[:, 1:]
+    total, count = (
+        F.conv_transpose2d(values, torch.ones(1, 1, side, side, device=values.device))
+        for values in (abnormal, torch.ones_like(abnormal))
+    )
+    return (total / count)[:, 0]
+
+
+def to_native(values: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Enlarge a map ``(h, w)`` to its image, ``(H, W)`` float32."""
+    size = image.shape[0], image.shape[1]
+    large = F.interpolate(values[None, None].float(), size, mode="bilinear", align_corners=False)[0, 0]
+    return large.clamp(0, 1).cpu().numpy()
+
+
+def with_scores(maps: Sequence[NDArray[np.float32]]) -> list[Scored]:
+    """Return maps, each with its own score."""
+    return [(anomaly_map, image_score(anomaly_map)) for anomaly_map in maps]
+
+
+def scored_by(counted: Tensor, maps: Tensor, images: Sequence[NDArray[np.uint8]]) -> list[Scored]:
+    """Return maps ``(B, h, w)`` on the images' own pixels, with the scores of others, or of themselves."""
+    native = [to_native(values, image) for values, image in zip(maps, images)]
+    if counted is maps:
+        return with_scores(native)
+    return [(values, image_score(to_native(c, image))) for values, c, image in zip(native, counted, images)]
+
+
+def image_score(anomaly_map: NDArray[np.float32]) -> float:
+    """Return the mean of the top 1 % of a map, of at least one pixel."""
+    count = max(1, round(TOP_SHARE * anomaly_map.size))
+    return float(np.partition(anomaly_map.ravel(), -count)[-count:].mean())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's description.
+
+    Raises:
+        ValueError: it is none, or of another schema.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        schema = config["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{str(path)!r} describes no ClipSAM checkpoint; allowed: what save_pretrained wrote"
+        ) from error
+    if schema != SCHEMA:
+        raise ValueError(f"{str(path)!r} has schema={schema!r}; allowed: {SCHEMA!r}")
+    config.setdefault("rarity", False)  # checkpoints of before there was one
+    for name, kind in FIELDS.items():
+        if not isinstance(config.get(name), kind):
+            raise ValueError(f"{str(path)!r} has no {name} ({kind.__name__}); allowed: what save_pretrained wrote")
+    if not 0 < config["image_size"] <= LARGEST:
+        raise ValueError(f"{str(path)!r} has image_size={config['image_size']!r}; allowed: 1 to {LARGEST}")
+    return config
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file so that it is there as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

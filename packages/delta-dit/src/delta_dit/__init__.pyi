@@ -1,0 +1,21 @@
+from .adapters import Adapter, Stack, register_adapter
+from .attach import DeltaCacheStats, delta_cache_stats, disable_delta_cache, enable_delta_cache
+from .cache_mixin import patch_diffusers
+from .config import DeltaCacheConfig
+from .delta_plan import DeltaPlan
+from .embedded.pixel import PixelDiTPipeline
+
+__version__: str
+__all__ = [
+    "Adapter",
+    "DeltaCacheConfig",
+    "DeltaCacheStats",
+    "DeltaPlan",
+    "PixelDiTPipeline",
+    "Stack",
+    "delta_cache_stats",
+    "disable_delta_cache",
+    "enable_delta_cache",
+    "patch_diffusers",
+    "register_adapter",
+]

@@ -1,0 +1,74 @@
+"""``delta-dit generate``: images by the hundred, on any number of processes, resumable."""
+
+import json
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from delta_dit.attach import delta_cache_stats, enable_delta_cache
+from delta_dit.commands.methods import to_bytes
+from delta_dit.commands.models import conditions, load_sampler
+from delta_dit.commands.options import GenerateConfig
+from delta_dit.config import DeltaCacheConfig
+from delta_dit.delta_plan import DeltaPlan
+from frugal_shared.checkpoint import write_bytes, write_json
+from frugal_shared.evaluation import chunks
+from frugal_shared.report import grid
+from frugal_shared.run import Run
+
+GRID_COLUMNS, GRID_IMAGES = 8, 64
+SPEEDUP = "speedup.json"  # as measured while the first images were drawn
+
+
+def generate(config: GenerateConfig) -> None:
+    """Draw the images that are not there yet, then the grid and the results."""
+    cache = cache_config(config)  # a plan that cannot be read is told before a large model is loaded
+    sampler = load_sampler(config.model, random_weights=config.random_weights)
+    sampler = replace(sampler, conditions=conditions(config, sampler))
+    enable_delta_cache(sampler.pipe, cache)
+    with Run(config, "delta-dit") as run:
+        accelerator = run.accelerator
+        sampler.pipe.to(accelerator.device)
+        folder = run.folder / "images"
+        shares = list(chunks(config.count, config.batch_size, accelerator.process_index, accelerator.num_processes))
+        for chunk in run.progress(shares, desc="generate"):
+            # a chunk is drawn whole or not at all, so that a resumed run draws the same batches
+            if not all(path(folder, index).exists() for index in chunk):
+                images = sampler.draw(config.seed, chunk, steps=config.steps, guidance=config.guidance)
+                if 0 in chunk:  # kept, because a resumed run may have nothing left to draw
+                    write_json(run.folder / SPEEDUP, {"block_speedup": delta_cache_stats(sampler.pipe).block_speedup})
+                for index, image in zip(chunk, images):
+                    write_bytes(path(folder, index), png(picture(image)))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            shown = [np.asarray(Image.open(path(folder, i))) for i in range(min(config.count, GRID_IMAGES))]
+            write_bytes(run.folder / "grid.png", png(grid(np.stack(shown), GRID_COLUMNS)))
+        run.finish({"images": config.count, **json.loads((run.folder / SPEEDUP).read_text())})
+
+
+def cache_config(config: GenerateConfig) -> DeltaCacheConfig:
+    """Return what the cache is told."""
+    if config.plan is not None:
+        return DeltaCacheConfig(plan=DeltaPlan.load(config.plan))
+    return DeltaCacheConfig(speedup=config.speedup, schedule=config.schedule)
+
+
+def path(folder: Path, index: int) -> Path:
+    """Return the file of sample ``index``."""
+    return folder / f"{index:06d}.png"
+
+
+def picture(image: Tensor) -> Image.Image:
+    """Return an image ``(3, H, W)`` in [0, 1] as a picture."""
+    return Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy())
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
+    buffer = BytesIO()
+    picture.save(buffer, format="png")
+    return buffer.getvalue()

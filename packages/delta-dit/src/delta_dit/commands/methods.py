@@ -1,0 +1,184 @@
+"""The ways to make sampling cheaper that are compared with each other, and what a comparison measures."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from delta_dit.attach import disable_delta_cache, enable_delta_cache
+from delta_dit.commands.models import Sampler
+from delta_dit.commands.peers import Attach, on_copy
+from delta_dit.config import DeltaCacheConfig
+from delta_dit.embedded.judge import Judge
+from frugal_shared.errors import RunError
+from frugal_shared.evaluation import chunks, gather_chunks
+from frugal_shared.run import Run
+
+IDENTICAL_DB = 100.0  # what two identical images count as: their PSNR is infinite and has no mean
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to sample: fewer steps, our cache, somebody else's, or none."""
+
+    name: str
+    steps: int
+    cache: DeltaCacheConfig | None = None
+    attach: Attach | None = None
+
+    @contextmanager
+    def on(self, sampler: Sampler) -> Iterator[None]:
+        """Put the method on a sampler's pipeline, and take it off again."""
+        if self.attach is not None:
+            with on_copy(sampler.pipe):
+                self.attach(sampler.pipe, self.steps)
+                yield
+        elif self.cache is not None:
+            enable_delta_cache(sampler.pipe, self.cache)
+            try:
+                yield
+            finally:
+                disable_delta_cache(sampler.pipe)
+        else:
+            yield
+
+
+def draw_all(method: Method, sampler: Sampler, run: Run, seed: int, count: int, batch: int) -> Tensor:
+    """Draw ``count`` samples of ``seed`` on all processes; the same bytes on any number of them.
+
+    Returns:
+        ``(count, 3, H, W)`` in [0, 1], on every process.
+    """
+    return draw_with_latents(method, sampler, run, seed, count, batch)[0]
+
+
+def draw_with_latents(
+    method: Method, sampler: Sampler, run: Run, seed: int, count: int, batch: int
+) -> tuple[Tensor, Tensor]:
+    """Draw as :func:`draw_all` does; return also what the sampling loops ended with, ``(count, C, H', W')``."""
+    accelerator = run.accelerator
+    images, latents = [], []
+    with method.on(sampler), last_sample(sampler.pipe.scheduler) as last:
+        for chunk in run.progress(
+            list(chunks(count, batch, accelerator.process_index, accelerator.num_processes)), desc=method.name
+        ):
+            images.append((chunk, sampler.draw(seed, chunk, steps=method.steps)))
+            latents.append((chunk, last[0][: len(chunk)].float()))
+    return gather_chunks(images), gather_chunks(latents)
+
+
+@contextmanager
+def last_sample(scheduler: Any) -> Iterator[list[Tensor]]:
+    """Keep a scheduler's newest sample, which is at last what the loop ended with, before a VAE or clamping.
+
+    Yields:
+        A list of that one tensor, ``(B, C, H, W)``; some pipelines double it for classifier-free guidance.
+    """
+    step, newest = scheduler.step, []
+
+    @functools.wraps(step)  # pipelines look at its signature
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        newest[:] = [result[0]]
+        return result
+
+    scheduler.step = keep
+    try:
+        yield newest
+    finally:
+        del scheduler.step
+
+
+def macs(method: Method, sampler: Sampler) -> float:
+    """Return the multiply-accumulates of one sample's whole run, counted by PyTorch in a real run."""
+    return counted(method, sampler, 0, range(1))[0]
+
+
+def counted(method: Method, sampler: Sampler, seed: int, indices: range) -> tuple[float, Tensor]:
+    """Draw, and return the multiply-accumulates per sample beside the images.
+
+    A cache that decides while it runs costs a different amount for every batch.
+    """
+    counter = FlopCounterMode(display=False)
+    with method.on(sampler), counter:
+        images = sampler.draw(seed, indices, steps=method.steps)
+    return counter.get_total_flops() / 2 / len(indices), images
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each image to its reference.
+
+    Args:
+        images: ``(B, C, H, W)`` in [0, 1].
+        reference: of the same shape.
+
+    Returns:
+        ``(B,)`` in dB; identical images count as :data:`IDENTICAL_DB`.
+    """
+    error = (images.double() - reference.double()).square().mean((1, 2, 3))
+    return (-10 * error.log10()).clamp(max=IDENTICAL_DB)
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Return the structural similarity of each image to its reference, ``(B,)``.
+
+    Raises:
+        RunError: torchmetrics is not installed.
+    """
+    try:
+        measure = import_module("torchmetrics.functional.image").structural_similarity_index_measure
+    except ImportError as error:
+        raise RunError('torchmetrics is not installed; install it with: pip install "delta-dit[bench]"') from error
+    return torch.as_tensor(measure(images, reference, data_range=1.0, reduction="none"))
+
+
+def relative_l1(latents: Tensor, reference: Tensor) -> Tensor:
+    """Return ‖x − x_ref‖₁ / ‖x_ref‖₁ per sample, ``(B,)``."""
+    return (latents - reference).abs().flatten(1).sum(1) / reference.abs().flatten(1).sum(1)
+
+
+def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
+    """Return ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), the squared distance of two Gaussians fitted to features.
+
+    Estimated from few samples it comes out too large: compare only figures with the same number of samples.
+
+    Args:
+        features: ``(N, D)``, N at least 2.
+        reference: ``(M, D)``, M at least 2.
+    """
+    first, second = np.cov(features, rowvar=False), np.cov(reference, rowvar=False)
+    means = np.square(features.mean(0) - reference.mean(0)).sum()
+    # the eigenvalues of a product of two covariances are real and not negative, up to rounding
+    root = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()
+    return float(means + np.trace(first) + np.trace(second) - 2 * root)
+
+
+def quality(images: Tensor, reference: Tensor | None, labels: Tensor, judge: Judge) -> dict[str, float | None]:
+    """Return fidelity to the uncached images, and what the judge reads, as means over the samples.
+
+    Args:
+        images: ``(B, 3, 32, 32)`` in [0, 1].
+        reference: the uncached images of the same samples, or None for the uncached row itself.
+        labels: ``(B,)``, what was asked for.
+        judge: reads outline and texture.
+    """
+    outline, texture = judge.reads(images, labels)
+    db = None if reference is None else psnr(images, reference)
+    return {
+        "psnr_db": None if db is None else db.mean().item(),
+        "share_below_30_db": None if db is None else (db < 30).double().mean().item(),
+        "outline_accuracy": outline.double().mean().item(),
+        "texture_accuracy": texture.double().mean().item(),
+    }
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Return images ``(B, C, H, W)`` in [0, 1] as uint8."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)

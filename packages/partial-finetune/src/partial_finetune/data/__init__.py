@@ -1,0 +1,1 @@
+"""Images with names: data sets of this package's own."""

@@ -12,6 +12,8 @@ from frugal_shared.errors import UsageError
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
+YEAR = 525_600  # minutes
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommandConfig:
@@ -28,12 +30,20 @@ class ProcessConfig(CommandConfig):
     num_processes: int | None = None
     """Processes to run on: N CPU processes with --cpu, else N GPUs. Unset: 1, or whatever a launcher started."""
     cpu: bool = False
-    """Run on the CPU even where there is a GPU."""
+    """Run on the CPU even where there is a GPU: the same as --device cpu."""
+    device: str | None = None
+    """cpu, cuda, cuda:1 (the second GPU) or mps. Unset: a GPU if there is one."""
+    timeout: float | None = None
+    """Minutes that a process waits for the others before it gives up. Unset: PyTorch's own limit."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         if self.num_processes is not None and self.num_processes < 1:
             raise UsageError(f"num_processes={self.num_processes!r} is not possible; allowed: 1 or more")
+        if self.cpu and self.device not in (None, "cpu"):
+            raise UsageError(f"device={self.device!r} contradicts cpu=True; allowed: one of them")
+        if self.timeout is not None and not 0 < self.timeout <= YEAR:
+            raise UsageError(f"timeout={self.timeout!r} is not possible; allowed: above 0, up to {YEAR} minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,8 @@ class RunConfig(ProcessConfig):
     """The run folder: manifest, metrics, checkpoints, results and report."""
     resume: bool = False
     """Continue the run that is already in the folder."""
+    overwrite: bool = False
+    """Replace the run that is already in the folder."""
     seed: int = 0
     """Every random number of the run follows from it."""
     tracker: Tracker | None = None
@@ -54,3 +66,5 @@ class RunConfig(ProcessConfig):
         super().__post_init__()
         if self.seed < 0:
             raise UsageError(f"seed={self.seed!r} is not possible; allowed: 0 or more")
+        if self.resume and self.overwrite:
+            raise UsageError("overwrite=True contradicts resume=True; allowed: one of them")

@@ -31,6 +31,17 @@ from frugal_shared.errors import RunError, Terminated, UsageError
 # where a worker leaves the one line that its parent prints, so that N workers do not print it N times
 ERROR_FILE = "FRUGAL_ERROR_FILE"
 LAUNCHER = "FRUGAL_LAUNCHER"  # the parent's process number
+# what else starts processes together, and the variable that tells each of them how many they are
+MPI_WORLDS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+SLURM_WORLDS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+ALLOWED = "allowed: torchrun or accelerate launch, which also srun and mpirun can start, or --num-processes"
+# how `accelerate launch` tells its workers to shard what our runs hold whole
+PLUGINS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: a signal for when the parent has ended
 
 
@@ -63,6 +74,46 @@ def launch(command: Callable[[], None], config: ProcessConfig, module: str, argv
         if not config.cpu:
             _check_gpus(count)
         _start_workers(_run_on_cpu if config.cpu else _run_on_gpus, count, module, argv)
+
+
+def started_world() -> int:
+    """Return how many processes a launcher started together, of which this is one; 1 without a launcher."""
+    return next((count for name in _world_variables() if (count := _number(name)) is not None), 1)
+
+
+def check_launcher(mixed_precision: str) -> None:
+    """Refuse what the launcher set up and no run supports; to be called before an Accelerator is made.
+
+    Args:
+        mixed_precision: what the command computes in: "no", "bf16" or "fp16".
+
+    Raises:
+        UsageError: FSDP, DeepSpeed, Megatron-LM, a parallelism config or XLA; or another precision than the command's.
+    """
+    from accelerate.utils import is_torch_xla_available
+
+    for variable, name in PLUGINS.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise UsageError(f"{variable}=true: {name} is not supported; allowed: one whole model per process (DDP)")
+    if is_torch_xla_available():
+        raise UsageError("torch_xla is not supported; allowed: USE_TORCH_XLA=0 in the environment")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if asked not in ("no", mixed_precision):
+        raise UsageError(
+            f"mixed_precision={asked!r} of the launcher is not what the command computes in ({mixed_precision!r}); "
+            "allowed: --mixed_precision no for accelerate launch, and the command's own --precision or --dtype"
+        )
+
+
+def check_world(num_processes: int) -> None:
+    """Raise :class:`UsageError` unless a run has as many processes as the launcher started.
+
+    Args:
+        num_processes: of the run's Accelerator.
+    """
+    started = started_world()
+    if num_processes != started:
+        raise UsageError(f"the launcher started {started} processes, but this run has {num_processes}; {ALLOWED}")
 
 
 @contextlib.contextmanager
@@ -102,6 +153,26 @@ def leave_group() -> None:
 
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def _world_variables() -> tuple[str, ...]:
+    """Return the variables that tell how many processes were started together, the most telling first."""
+    return ("WORLD_SIZE", *MPI_WORLDS, *(SLURM_WORLDS if _in_slurm_step() else ()))
+
+
+def _in_slurm_step() -> bool:
+    """Return whether srun started this process.
+
+    The shell of salloc and the script of sbatch are one process each, and know SLURM_NTASKS all the same; so is what
+    ``srun --pty`` gives a terminal to.
+    """
+    stepped = "SLURM_STEP_ID" in os.environ or _number("SLURM_PROCID") not in (None, 0)
+    return stepped and "SLURM_PTY_PORT" not in os.environ
+
+
+def _number(name: str) -> int | None:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdecimal() else None
 
 
 def _check_gpus(count: int) -> None:

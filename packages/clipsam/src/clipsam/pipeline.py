@@ -26,7 +26,7 @@ from clipsam.memory import Memory
 from clipsam.mmr import MMRConfig, refine
 from clipsam.prompts import PromptBank
 from clipsam.rarity import weighted
-from clipsam.sam import Segmenter
+from clipsam.sam import SamSegmenter, Segmenter
 from clipsam.umci import UMCIHead, rough_map
 
 SCHEMA = "clipsam-1"
@@ -103,6 +103,15 @@ class ClipSAM:
         self.backbone, self.segmenter, self.rarity = backbone, segmenter, rarity
         self.umci = None if umci is None else umci.eval()
         self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move backbone, heads and segmenter (if it can be moved) to a device; return the pipeline."""
+        self.backbone.to(device)
+        if self.umci is not None:
+            self.umci.to(device)
+        if isinstance(self.segmenter, SamSegmenter):
+            self.segmenter.to(device)
+        return self
 
     def segment(
         self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipsam.commands.options import STAGES, Stage
-from clipsam.commands.segment import overlay, to_device
+from clipsam.commands.segment import overlay
 from clipsam.data.images import ImageError
 from clipsam.data.sample import UNKNOWN, AnomalyData, Entry, Sample
 from clipsam.data.sources import SolarCellData
@@ -136,7 +136,7 @@ def evaluate_all(
 
     ``references`` are by the name of a data set; the other arguments are those of :func:`evaluate_data`.
     """
-    to_device(model, run.accelerator.device)
+    model.to(run.accelerator.device)
     return [
         evaluate_data(
             model,

@@ -26,7 +26,6 @@ from clipsam.commands.options import RefineConfig, SegmentConfig
 from clipsam.data.images import ImageError, read_image
 from clipsam.memory import Memory
 from clipsam.pipeline import ClipSAM, Segmentation
-from clipsam.sam import SamSegmenter
 from frugal_shared.checkpoint import read_json, write_bytes, write_json
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.evaluation import chunks
@@ -54,7 +53,7 @@ def segment(config: SegmentConfig) -> None:
         raise UsageError(f"{len(references)} references need heads; allowed: none with checkpoint='none'")
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator
-        to_device(model, accelerator.device)
+        model.to(accelerator.device)
         memory = model.remember(references) if references else None
         shares = chunks(len(config.images), config.batch_size, accelerator.process_index, accelerator.num_processes)
         failures = segment_images(model, config, run.progress(list(shares), desc="segment"), memory)
@@ -68,15 +67,6 @@ def require_images(images: Sequence[Path]) -> None:
     """
     if not images:
         raise UsageError("images=() is empty; allowed: one image file or more")
-
-
-def to_device(model: ClipSAM, device: Any) -> None:
-    """Move CLIP, the heads and SAM."""
-    model.backbone.to(device)
-    if model.umci is not None:
-        model.umci.to(device)
-    if isinstance(model.segmenter, SamSegmenter):
-        model.segmenter.to(device)
 
 
 def segment_images(

@@ -1,18 +1,23 @@
 """The errands that concern every package: ``uvx nox -l`` lists them, ``uvx nox -s demo`` runs one.
 
 A session syncs an environment below ``.nox`` with uv and runs its commands there with ``uv run``. The sessions that
-need all packages share ``.nox/all``, because torch makes every environment 6 GB.
+need all packages share ``.nox/all``, because torch makes every environment 6 GB. With ``-P 3.14`` that Python is taken,
+in environments of its own, such as ``.nox/all-3.14``; else the first one that uv finds.
 """
 
+import io
 import itertools
 import json
 import os
+import re
+import shlex
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nox
@@ -108,8 +113,10 @@ def use(session: nox.Session, environment: str) -> str:
 
 def sync(session: nox.Session, environment: str, *what: str) -> None:
     """Bring ``.nox/<environment>`` to exactly ``what``, and use it."""
-    use(session, environment)
-    session.run_install(UV, "sync", "--no-default-groups", *what)
+    version = str(session.python or "")
+    use(session, f"{environment}-{version}" if version else environment)
+    python = ["--python", version] if version else []
+    session.run_install(UV, "sync", "--no-default-groups", *python, *what)
 
 
 def run_tests(session: nox.Session, *what: str) -> None:
@@ -130,39 +137,42 @@ def demo(session: nox.Session) -> None:
     sync(session, "all", *EVERYTHING)
     folders = {name: f"runs/demo/{name}" for name in DEMOS}
     shutil.rmtree(ROOT / "runs/demo", ignore_errors=True)
-    run_together(session, [[name, "demo", "--output-dir", folders[name], *session.posargs] for name in DEMOS])
+    run_together(session, {name: [name, "demo", "--output-dir", folders[name], *session.posargs] for name in DEMOS})
     run(session, "python", "-m", "frugal_shared.report", "runs/demo", *folders.values())
 
 
-def run_together(session: nox.Session, commands: list[list[str]]) -> None:
+def run_together(session: nox.Session, commands: dict[str, list[str]]) -> None:
     """Run commands in the environment synced last, as many at once as there are cores, which they share.
 
-    What a command writes is shown when it ends. All run to their end; then the session fails if one has failed.
+    What a command writes is shown line by line behind its name. All run to their end; then the session fails if one has
+    failed.
     """
     cores = os.cpu_count() or 1
     together = min(cores, len(commands))
-    session.env["OMP_NUM_THREADS"] = str(cores // together)
-    session.log(f"{len(commands)} commands, {together} at once: what each writes is shown when it ends")
+    session.env.update(OMP_NUM_THREADS=str(cores // together), PYTHONUNBUFFERED="1", PYTHONUTF8="1")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where it has no Δ
+    session.log(f"{len(commands)} commands, {together} at once; each line begins with the name of its command")
     environment = {key: value for key, value in (os.environ | session.env).items() if value is not None}
-    failed = []
     pool = ThreadPoolExecutor(together)
     try:
-        for done in as_completed([pool.submit(run_quietly, command, environment) for command in commands]):
-            ended, seconds = done.result()
-            command = " ".join(ended.args[2:])
-            session.log(f"{command}: exit code {ended.returncode} after {seconds:.0f} s")
-            print(ended.stdout, end="", flush=True)
-            failed += [command] if ended.returncode else []
+        codes = pool.map(lambda name: run_shown(name, commands[name], environment), commands)
+        failed = [name for name, code in zip(commands, codes) if code]
     finally:
         pool.shutdown(cancel_futures=True)  # after Ctrl-C nothing new is started
     if failed:
-        session.error(f"failed: {'; '.join(failed)}")
+        session.error(f"failed: {', '.join(failed)}")
 
 
-def run_quietly(command: list[str], environment: dict[str, str]) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a command in the environment that ``environment`` names; return what it wrote, and the seconds it took."""
+def run_shown(name: str, command: list[str], environment: dict[str, str]) -> int:
+    """Run a command in the environment that ``environment`` names, show each line as it comes; return the exit code."""
     began = time.perf_counter()
-    ended = subprocess.run(
+
+    def show(line: str) -> None:
+        print(f"{name:<16} {time.perf_counter() - began:4.0f} s | {line}", flush=True)
+
+    show("$ " + " ".join(command))
+    process = subprocess.Popen(
         [UV, "run", *command],
         cwd=ROOT,
         env=environment,
@@ -172,7 +182,11 @@ def run_quietly(command: list[str], environment: dict[str, str]) -> tuple[subpro
         encoding="utf-8",
         errors="replace",
     )
-    return ended, time.perf_counter() - began
+    with process:
+        for line in process.stdout or ():
+            show(line.rstrip())
+    show(f"exit code {process.returncode}")
+    return process.returncode
 
 
 @nox.session
@@ -240,7 +254,7 @@ def minimums(session: nox.Session, package: str) -> None:
     run_tests(session, f"{FOLDERS[package]}/tests")
 
 
-@nox.session(venv_backend="venv", reuse_venv=False)
+@nox.session(venv_backend="virtualenv", reuse_venv=False)  # not venv, which Debian's Python may lack
 @each_package
 def wheels(session: nox.Session, package: str) -> None:
     """Build the wheels, and try each in an environment by real pip: the library alone, and the command line."""
@@ -251,10 +265,7 @@ def wheels(session: nox.Session, package: str) -> None:
         if package in COMMANDS:
             check_library_alone(session, package)
             check_command_line(session, package, dist)
-    if package in COMMANDS:
-        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", package, "frugal-shared")
-        session.install("./shared", f"./{FOLDERS[package]}")
-        session.run(package, "--help", silent=True)
+    check_readme(session, package)
     shutil.rmtree(session.virtualenv.location)  # pip copies: 6 GB
 
 
@@ -263,7 +274,7 @@ def check_library_alone(session: nox.Session, package: str) -> None:
     session.run("python", "-c", "import frugal_shared", silent=True, success_codes=[1])
     session.run("python", f"tests/library/{package.replace('-', '_')}_alone.py")
     answer = str(session.run(package, "--help", silent=True, success_codes=[1])).strip()
-    if f'pip install "{package}[run]"' not in answer or "\n" in answer:
+    if f'pip install ./shared "./{FOLDERS[package]}[run]"' not in answer or "\n" in answer:
         session.error(f"without [run], {package} --help said: {answer}")
 
 
@@ -274,6 +285,17 @@ def check_command_line(session: nox.Session, package: str, dist: str) -> None:
     session.run(package, "--help", silent=True)
     with session.chdir(session.create_tmp()):
         session.run(package, *arguments.split())
+
+
+def check_readme(session: nox.Session, package: str) -> None:
+    """Fail unless what the README says installs the package, from a clone and by git, which takes what is committed."""
+    readme = (ROOT / FOLDERS[package] / "README.md").read_text().replace("\\\n", "")
+    for line in re.findall(r"^pip install .*$", readme, re.MULTILINE):
+        _, _, *words = shlex.split(re.sub(r"git\+https://[^#]*", f"git+{ROOT.as_uri()}", line), comments=True)
+        session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", package, "frugal-shared")
+        session.install(*words)
+        if package in COMMANDS:
+            session.run(package, "--help", silent=True)
 
 
 @nox.session

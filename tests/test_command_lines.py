@@ -89,7 +89,8 @@ def test_an_unknown_option_of_a_command_is_refused_in_one_line(package):
 
 def test_without_frugal_shared_the_command_says_what_to_install(package):
     code, out, err, _ = probe(package, "--help", before=HIDE_SHARED)
-    line = f'{package.name}: error: the command line needs frugal-shared: pip install "{package.name}[run]"'
+    hint = f'in a clone of the project: pip install ./shared "./packages/{package.name}[run]"'
+    line = f"{package.name}: error: the command line needs frugal-shared; {hint}"
     assert (code, out.strip(), err) == (line, "", "")
 
 

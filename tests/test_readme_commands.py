@@ -1,8 +1,13 @@
 import os
 import re
 
-DEMO = "pip install uv && uvx nox -s demo"
-TESTS = "pip install uv && uvx nox -s tests"
+import yaml
+
+# `--target` because a Python that is managed from outside, as Debian's is, refuses `pip install` without it; uv in a
+# folder of the clone because that need not be on the PATH, nor be taken away again
+UVX = "python3 -m pip install --upgrade --target .nox/uv uv && .nox/uv/bin/uvx"
+DEMO = f"{UVX} nox -s demo"
+TESTS = f"{UVX} nox -s tests"
 
 
 def test_the_first_screen_of_the_readme_gives_the_two_commands(root):
@@ -18,7 +23,13 @@ def test_ci_runs_the_readmes_test_command_last(root):
     assert script.read_text().splitlines()[-1] == TESTS
 
 
-def test_every_readme_says_how_to_install_it_from_a_clone(package):
-    # both folders in one command, because pip does not know the workspace
-    command = rf"^pip install \./shared \"?\./packages/{package.name}\b"
-    assert re.search(command, (package.folder / "README.md").read_text(), re.MULTILINE)
+def test_every_readme_cites_its_paper_as_citation_cff_does(package, root):
+    papers = yaml.safe_load((root / "CITATION.cff").read_text())["references"]
+    [paper] = [paper for paper in papers if paper["notes"].endswith(f" {package.name}.")]
+    block = re.search(r"^```bibtex\n@misc{\w+,\n(.*?)^}\n```$", (package.folder / "README.md").read_text(), re.M | re.S)
+    entry = dict(re.findall(r"^  (\w+) = \{(.*)\},$", block[1], re.MULTILINE))
+    assert entry.pop("title").strip("{}").replace(r"$\Delta$", "Δ") == paper["title"]
+    assert entry.pop("author") == " and ".join(
+        f"{who['family-names']}, {who['given-names']}" for who in paper["authors"]
+    )
+    assert entry == {"year": str(paper["year"]), "eprint": paper["url"].rpartition("/")[2], "archivePrefix": "arXiv"}

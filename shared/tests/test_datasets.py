@@ -88,7 +88,7 @@ def test_a_missing_package_is_one_line(monkeypatch):
         raise weights.PackageNotFoundError(name)
 
     monkeypatch.setattr(weights, "distribution", absent)
-    with pytest.raises(RunError, match=r'^elpv-dataset is not installed; install it with: pip install "frugal-shared'):
+    with pytest.raises(RunError, match=r"^elpv-dataset is not installed; install it with: pip install elpv-dataset$"):
         elpv("train")
 
 

@@ -224,7 +224,7 @@ def test_tracker_that_is_not_installed(tmp_path, monkeypatch, tracker):
     monkeypatch.setattr(run_module, "import_module", absent)
     with pytest.raises(UsageError) as error:
         start(tmp_path / "run", tracker=tracker)
-    install = f"install it with: pip install 'frugal-shared[{tracker}]'"
+    install = f"install it with: pip install {tracker}"
     assert str(error.value) == f"tracker={tracker!r} is not installed; {install}"
     assert not (tmp_path / "run").exists()
 

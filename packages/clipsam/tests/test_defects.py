@@ -137,7 +137,7 @@ def test_without_scikit_image_one_line_says_what_to_install(monkeypatch):
 
     photographs.photograph.cache_clear()
     monkeypatch.setitem(sys.modules, "skimage", None)
-    with pytest.raises(ImportError, match=r'pip install "clipsam\[demo\]"'):
+    with pytest.raises(ImportError, match="pip install scikit-image"):
         Painted(1)[0]
 
 

@@ -134,7 +134,7 @@ def require_onnx() -> None:
         try:
             import_module(module)
         except ImportError:
-            raise RunError(f'{module} is not installed; install it with: pip install "bdp-nas[onnx]"') from None
+            raise RunError(f"{module} is not installed; install it with: pip install onnx onnxscript") from None
 
 
 class Standalone(nn.Module):

@@ -59,7 +59,7 @@ def photograph(name: str) -> NDArray[np.uint8]:
     try:
         from skimage import data
     except ImportError:
-        raise ImportError('photographs need scikit-image: pip install "clipsam[demo]"') from None
+        raise ImportError("photographs need scikit-image: pip install scikit-image") from None
     image = np.array(Image.fromarray(getattr(data, name)()).convert("RGB"))
     image.flags.writeable = False
     return image

@@ -135,7 +135,7 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     try:
         measure = import_module("torchmetrics.functional.image").structural_similarity_index_measure
     except ImportError as error:
-        raise RunError('torchmetrics is not installed; install it with: pip install "delta-dit[bench]"') from error
+        raise RunError("torchmetrics is not installed; install it with: pip install torchmetrics") from error
     return torch.as_tensor(measure(images, reference, data_range=1.0, reduction="none"))
 
 

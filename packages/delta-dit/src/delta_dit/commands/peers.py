@@ -278,7 +278,7 @@ def dbcache(sampler: Sampler, steps: int, speedup: float) -> list[Setting | Dial
     try:
         cache_dit = import_module("cache_dit")
     except ImportError as error:
-        raise ImportError('cache-dit is not installed; install it with: pip install "delta-dit[bench]"') from error
+        raise ImportError("cache-dit is not installed; install it with: pip install cache-dit") from error
     logging.getLogger("CACHE_DIT").setLevel(logging.WARNING)
     blocks = len(blocks_of(sampler.pipe.transformer))
 

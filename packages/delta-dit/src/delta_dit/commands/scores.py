@@ -149,4 +149,4 @@ def _require(module: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise RunError(f'{package} is not installed; install it with: pip install "delta-dit[scores]"') from error
+        raise RunError(f"{package} is not installed; install it with: pip install {package}") from error

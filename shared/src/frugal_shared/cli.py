@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 the request was wrong, 130 interrupted, 
 """
 
 import contextlib
+import io
 import sys
 import traceback
 from importlib import import_module
@@ -14,7 +15,7 @@ import tyro
 
 from frugal_shared.config import CommandConfig, ProcessConfig
 from frugal_shared.errors import RunError, Terminated, check_choice
-from frugal_shared.launch import heeding_sigterm, launch, report_worker_error
+from frugal_shared.launch import heeding_sigterm, launch, leave_now, report_worker_error, started_world
 from frugal_shared.options import parse_options
 
 Commands = dict[str, tuple[type[CommandConfig], str]]
@@ -29,7 +30,24 @@ def run_cli(program: str, commands: Commands, argv: list[str] | None = None) -> 
             only when its command runs, so that ``--help`` needs no torch.
         argv: arguments without the program's name; default: the process's own.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    _print_what_can_be_printed()
+    code = _outcome(program, commands, sys.argv[1:] if argv is None else argv)
+    if code and argv is None and started_world() > 1:
+        leave_now(code)
+    return code
+
+
+def _print_what_can_be_printed() -> None:
+    """Let a question mark stand for what the output cannot show, e.g. Δ where Windows writes to a file.
+
+    The standard error needs no help: it never refuses a letter.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _outcome(program: str, commands: Commands, argv: list[str]) -> int:
+    """Return the exit code of a command line, whatever happens."""
     if argv == ["--version"]:
         sys.stdout.write(f"{program} {version(program)}\n")
         return 0

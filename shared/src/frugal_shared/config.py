@@ -42,8 +42,17 @@ class ProcessConfig(CommandConfig):
             raise UsageError(f"num_processes={self.num_processes!r} is not possible; allowed: 1 or more")
         if self.cpu and self.device not in (None, "cpu"):
             raise UsageError(f"device={self.device!r} contradicts cpu=True; allowed: one of them")
+        if ":" in (self.device or "") and self.num_processes not in (None, 1):
+            raise UsageError(
+                f"device={self.device!r} is one for num_processes={self.num_processes!r}; allowed: cuda or cpu"
+            )
         if self.timeout is not None and not 0 < self.timeout <= YEAR:
             raise UsageError(f"timeout={self.timeout!r} is not possible; allowed: above 0, up to {YEAR} minutes")
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU was asked for."""
+        return self.cpu or self.device == "cpu"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import io
 import re
 from difflib import get_close_matches
 from itertools import takewhile
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -90,4 +91,5 @@ def _allowed(hint: Any) -> str:
         return " or ".join(map(_allowed, get_args(hint)))
     if get_origin(hint) is tuple:
         return f"{_allowed(get_args(hint)[0])}, or several"
-    return {int: "a whole number", float: "a number", NoneType: "None"}.get(hint, str(hint))
+    words = {int: "a whole number", float: "a number", str: "a word", Path: "a path", NoneType: "None"}
+    return words.get(hint, str(hint))

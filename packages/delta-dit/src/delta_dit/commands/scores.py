@@ -5,23 +5,20 @@ use) and transformers' CLIP. Nothing is downloaded.
 """
 
 import pickle
-import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from delta_dit.commands.methods import frechet_distance, to_bytes
+from delta_dit.commands.frechet import frechet_distance
+from delta_dit.commands.methods import to_bytes
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.images import image_files, read_image
 
 INCEPTION, CLIP = "inception.pth", "clip"  # what --weights may hold
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # whatever the names say: Pillow would also hand PostScript to Ghostscript
-MAX_PIXELS = 64 * 2**20  # of a picture; files with more are refused before they are decoded
 BATCH = 32
 
 
@@ -126,23 +123,12 @@ def read_pictures(folder: Path) -> list[Tensor]:
 
     Raises:
         UsageError: there are fewer than two.
+        ImageError: one cannot be read.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = image_files(folder)
     if len(paths) < 2:
         raise UsageError(f"real={str(folder)!r} has {len(paths)} pictures; allowed: 2 or more")
-    return [_read(path) for path in paths]
-
-
-def _read(path: Path) -> Tensor:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes below ours, and of odd metadata
-            with Image.open(path, formats=FORMATS) as picture:
-                if picture.width * picture.height > MAX_PIXELS:
-                    raise ValueError(f"more than {MAX_PIXELS:,} pixels")
-                return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:  # on damaged files Pillow's readers raise whatever their parsers stumble over
-        raise RunError(f"{str(path)!r} cannot be read as a picture ({' '.join(str(error).split())})") from error
+    return [torch.from_numpy(np.array(read_image(path).convert("RGB"))).permute(2, 0, 1) for path in paths]
 
 
 def _require(module: str, package: str) -> Any:

@@ -98,7 +98,7 @@ COMMANDS = [
     ),
     Command(
         "bdp-nas demo --data digits --samples 100 --epochs 3",
-        {"bdp_nas.commands.demo.NETWORK": SMALL_NETWORK, "bdp_nas.commands.demo.RETRAIN_EPOCHS": 1},
+        {"bdp_nas.commands.demo.OF_ALL": SMALL_NETWORK, "bdp_nas.commands.demo.RETRAIN_EPOCHS": 1},
     ),
 ]
 

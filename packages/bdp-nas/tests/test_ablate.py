@@ -48,7 +48,7 @@ def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablate")
     torch.set_num_threads(1)
     config = tiny(folder / "run", json=folder / "own.json", seeds=2)
-    ablate.ablate(config)
+    ablate.main(config)
     return config
 
 
@@ -70,13 +70,13 @@ def test_the_report_and_the_results_are_there(done):
 
 def test_a_cell_that_is_done_is_not_searched_again(done, monkeypatch):
     monkeypatch.setattr("bdp_nas.commands.search.Search", None)
-    ablate.ablate(ablate.replace(done, resume=True))
+    ablate.main(ablate.replace(done, resume=True))
 
 
 def test_a_cell_that_is_missing_is_filled_with_the_same_row(done):
     before = json.loads(done.json.read_text())
     (done.output_dir / "cells/darts/bdp/seed-1/found.json").unlink()
-    ablate.ablate(ablate.replace(done, resume=True))
+    ablate.main(ablate.replace(done, resume=True))
     after = json.loads(done.json.read_text())
     assert [row | {"seconds": 0} for row in before] == [row | {"seconds": 0} for row in after]
 
@@ -90,7 +90,7 @@ def test_with_a_table_rows_have_its_accuracies(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ablate.Table, "load", lambda path: Known())
     config = tiny(tmp_path / "run", table=tmp_path / "table.npz", variants=("bdp",))
-    ablate.ablate(config)
+    ablate.main(config)
     [row] = json.loads((config.output_dir / "rows.json").read_text())
     assert [row[name] for name in COLUMNS] == [90.0, 90.0, 90.0]
 
@@ -98,7 +98,7 @@ def test_with_a_table_rows_have_its_accuracies(tmp_path, monkeypatch):
 def test_a_table_of_another_space_is_refused_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(ablate.Table, "load", lambda path: type("Other", (), {"space": "macro"}))
     with pytest.raises(UsageError, match="is of the space 'macro'; allowed: 'nasbench201'"):
-        ablate.ablate(tiny(tmp_path / "run", table=tmp_path / "table.npz"))
+        ablate.main(tiny(tmp_path / "run", table=tmp_path / "table.npz"))
     assert not (tmp_path / "run").exists()
 
 
@@ -146,19 +146,6 @@ def test_one_dead_cell_does_not_hide_how_the_others_went():
     rows = rows_of({"none": [0.9, 0.8, 0.1], "random": [0.9, 0.8, 0.7], "bdp": [0.89, 0.8, 0.7]})
     text = " ".join(ablate_report.answers(ablate_report.summarise(rows), rows))
     assert "not told apart; higher in 1, equal in 1 and lower in 1 pairs" in text
-
-
-@pytest.mark.parametrize(
-    ("genotype", "dead"),
-    [
-        ("|none~0|+|none~0|nor_conv_3x3~1|+|none~0|nor_conv_3x3~1|nor_conv_3x3~2|", True),
-        ("|none~0|+|skip_connect~0|none~1|+|none~0|none~1|none~2|", True),
-        ("|none~0|+|none~0|none~1|+|skip_connect~0|none~1|none~2|", False),
-        ("|none~0|+|skip_connect~0|none~1|+|none~0|none~1|avg_pool_3x3~2|", False),
-    ],
-)
-def test_a_cell_is_dead_if_nothing_reaches_its_last_node(genotype, dead):
-    assert ablate.is_dead("nasbench201", genotype) == dead
 
 
 def test_the_command_makes_the_same_ablation_again(tmp_path):

@@ -12,7 +12,7 @@ from bdp_nas.spaces import get_space
 from bdp_nas.spaces.cell import MixedEdges
 from bdp_nas.spaces.nasbench201 import OPERATIONS
 
-TINY = bench.Shape(channels=4, cells=1, side=8, batch=8)
+TINY = bench.Workload(channels=4, cells=1, side=8, batch=8)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _small(monkeypatch):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     monkeypatch.setattr(bench, "SMALL", TINY)
-    monkeypatch.setattr(bench, "SHAPES", (TINY,))
+    monkeypatch.setattr(bench, "WORKLOADS", (TINY,))
     small = bench.PRESETS["small"]
     search = bench.replace(small.search, channels=4, epochs=3, samples=160)
     monkeypatch.setitem(bench.PRESETS, "small", bench.replace(small, search=search))
@@ -28,7 +28,7 @@ def _small(monkeypatch):
 
 def test_the_bench_writes_a_row_for_every_part(tmp_path, capsys):
     config = BenchConfig(samples=200, repeats=1, output_dir=tmp_path / "run", json=tmp_path / "own.json", cpu=True)
-    bench.bench(config)
+    bench.main(config)
     rows = json.loads(config.json.read_text())
     assert rows == json.loads((config.output_dir / "rows.json").read_text())
     assert [row["part"] for row in rows] == ["search", "overhead", *["step"] * len(bench.SEARCHERS), "grouped"]

@@ -18,8 +18,8 @@ def done(tmp_path_factory):
     config = demo.replace(config, data=("digits",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "RETRAIN_EPOCHS", 1)
-        patch.setitem(demo.NETWORK, "channels", 4)
-        demo.demo(config)
+        patch.setitem(demo.OF_ALL, "channels", 4)
+        demo.main(config)
     return config
 
 
@@ -46,6 +46,6 @@ def test_the_report_shows_cells_costs_and_what_was_pruned(done):
 def test_a_demo_that_is_done_is_read_back(done, monkeypatch):
     monkeypatch.setattr("bdp_nas.commands.search.Search", None)
     before = (done.output_dir / "rows.json").read_bytes()
-    monkeypatch.setitem(demo.NETWORK, "channels", 4)
-    demo.demo(demo.replace(done, resume=True))
+    monkeypatch.setitem(demo.OF_ALL, "channels", 4)
+    demo.main(demo.replace(done, resume=True))
     assert (done.output_dir / "rows.json").read_bytes() == before

@@ -8,14 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bdp_nas.commands.blueprint import Blueprint
+from bdp_nas.blueprint import Blueprint
+from bdp_nas.commands import export, retrain, search
 from bdp_nas.commands.cli import main
 from bdp_nas.commands.data import open_data
-from bdp_nas.commands.export import calibrate, export, inherited, network_of
+from bdp_nas.commands.export import inherited, network_of
 from bdp_nas.commands.loading import normalise
 from bdp_nas.commands.options import ExportConfig, RetrainConfig, SearchConfig, TaskConfig
-from bdp_nas.commands.retrain import retrain
-from bdp_nas.commands.search import search
 from frugal_shared.errors import RunError
 
 TINY = {"channels": 4, "cells": 1, "epochs": 2, "samples": 120, "cpu": True}
@@ -30,15 +29,15 @@ def _one_thread():
 def folders(tmp_path_factory):
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("runs")
-    search(SearchConfig(output_dir=root / "search", **TINY))
-    retrain(RetrainConfig(genotype=str(root / "search"), output_dir=root / "retrain", **TINY))
+    search.main(SearchConfig(output_dir=root / "search", **TINY))
+    retrain.main(RetrainConfig(genotype=str(root / "search"), output_dir=root / "retrain", **TINY))
     return root
 
 
 @pytest.fixture(scope="module")
 def exported(folders):
     torch.set_num_threads(1)
-    export(ExportConfig(source=folders / "retrain", output_dir=folders / "export", onnx=True))
+    export.main(ExportConfig(source=folders / "retrain", output_dir=folders / "export", onnx=True))
     return folders / "export"
 
 
@@ -90,12 +89,12 @@ def test_weights_are_inherited_and_norms_calibrated(folders):
     torch.testing.assert_close(network.body.stem[1].running_mean, torch.stack(means).mean(0))
 
 
-def test_calibration_takes_the_mean_over_batches():
-    network = torch.nn.Sequential(torch.nn.BatchNorm2d(1, momentum=0.1))
-    images = torch.randn(128, 1, 2, 2) + 3
-    calibrate(network, images)
-    assert network[0].running_mean.item() == pytest.approx(images.mean().item(), rel=1e-5)
-    assert network[0].momentum == 0.1
+def test_a_network_is_exported_in_half_precision(folders, tmp_path):
+    export.main(ExportConfig(source=folders / "retrain", output_dir=tmp_path, dtype="bf16"))
+    images = torch.rand(3, 1, 8, 8)
+    answer = torch.export.load(tmp_path / "network.pt2").module()(images.bfloat16())
+    assert answer.dtype == load_file(tmp_path / "network.safetensors")["body.classifier.weight"].dtype == torch.bfloat16
+    torch.testing.assert_close(answer.float(), expected(folders / "retrain", images), atol=0.1, rtol=0.1)
 
 
 def test_random_weights_follow_the_seed(folders):
@@ -114,10 +113,10 @@ def test_weights_of_another_network_are_refused(folders, tmp_path):
     told = json.loads((tmp_path / "genotype.json").read_text()) | {"channels": 6}
     (tmp_path / "genotype.json").write_text(json.dumps(told))
     with pytest.raises(RunError, match="is of another space, size or genotype"):
-        export(ExportConfig(source=tmp_path, output_dir=tmp_path / "out"))
+        export.main(ExportConfig(source=tmp_path, output_dir=tmp_path / "out"))
     (tmp_path / "network.safetensors").write_bytes(b"torn")
     with pytest.raises(RunError, match="cannot be read"):
-        export(ExportConfig(source=tmp_path, output_dir=tmp_path / "out"))
+        export.main(ExportConfig(source=tmp_path, output_dir=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -8,23 +8,23 @@ import sys
 import pytest
 import torch
 
+from bdp_nas.commands import search
+from bdp_nas.commands.folders import read_found
 from bdp_nas.commands.options import SearchConfig
-from bdp_nas.commands.processes import divide
-from bdp_nas.commands.search import read_found, search
+from bdp_nas.processes import divide
 
 TINY = {"channels": 4, "cells": 1, "epochs": 6, "samples": 160, "cpu": True}
 WORKER = f"""if True:
     import pathlib, sys
+    from bdp_nas.commands import retrain, search
     from bdp_nas.commands.options import RetrainConfig, SearchConfig
-    from bdp_nas.commands.retrain import retrain
-    from bdp_nas.commands.search import search
     from frugal_shared.launch import leave_group
 
     root, tiny = pathlib.Path(sys.argv[1]), {TINY}
     cell = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
-    search(SearchConfig(output_dir=root / "two", **tiny))
+    search.main(SearchConfig(output_dir=root / "two", **tiny))
     longer = tiny | {{"epochs": 20, "learning_rate": 0.1}}
-    retrain(RetrainConfig(genotype=cell, output_dir=root / "retrain", **longer))
+    retrain.main(RetrainConfig(genotype=cell, output_dir=root / "retrain", **longer))
     leave_group()
 """
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 def test_two_processes_keep_the_samples_that_one_keeps(folder):
     torch.set_num_threads(1)
-    search(SearchConfig(output_dir=folder / "one", **TINY))
+    search.main(SearchConfig(output_dir=folder / "one", **TINY))
     one, two = read_found(folder / "one"), read_found(folder / "two")
     assert (one.genotype, one.kept, one.samples) == (two.genotype, two.kept, two.samples)
     assert [epoch["mixture"] for epoch in one.history] == [epoch["mixture"] for epoch in two.history]

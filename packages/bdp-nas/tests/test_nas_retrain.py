@@ -6,13 +6,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from bdp_nas.commands.blueprint import Blueprint, genotype_of
+from bdp_nas.blueprint import Blueprint
+from bdp_nas.commands import retrain
 from bdp_nas.commands.cli import main
 from bdp_nas.commands.data import open_data
+from bdp_nas.commands.folders import genotype_of, read_blueprint
 from bdp_nas.commands.options import RetrainConfig, TaskConfig
-from bdp_nas.commands.retrain import Training, accuracy, retrain, run_retrain
+from bdp_nas.commands.retrain import Training, accuracy, run_retrain
 from bdp_nas.spaces import get_space
-from bdp_nas.spaces.darts import Darts
 from bdp_nas.spaces.nasbench201 import parameter_count
 from bdp_nas.spaces.space import Size
 from frugal_shared.errors import RunError, UsageError
@@ -40,7 +41,7 @@ def timeless(facts):
 
 
 def test_a_network_learns_and_what_came_out_is_told(tmp_path):
-    retrain(tiny(output_dir=tmp_path / "run", epochs=12, samples=None, learning_rate=0.1))
+    retrain.main(tiny(output_dir=tmp_path / "run", epochs=12, samples=None, learning_rate=0.1))
     facts = facts_of(tmp_path / "run")
     assert facts["accuracy"] > 0.8
     assert facts["val_accuracy"] > 0.8
@@ -55,12 +56,12 @@ def test_the_folder_of_a_search_names_its_space_too(tmp_path):
     images = open_data(tiny()).train
     Blueprint.of(images, "macro", "01", 4, 1).write(tmp_path)
     with pytest.raises(ValueError, match="genotype '01' has 2 blocks; allowed: 3"):
-        retrain(tiny(genotype=str(tmp_path), output_dir=tmp_path / "run"))
+        retrain.main(tiny(genotype=str(tmp_path), output_dir=tmp_path / "run"))
 
 
 def test_a_training_that_is_killed_ends_with_the_same_bytes(tmp_path, monkeypatch):
     options = {"drop_path": 0.3, "label_smoothing": 0.1}
-    retrain(tiny(output_dir=tmp_path / "whole", **options))
+    retrain.main(tiny(output_dir=tmp_path / "whole", **options))
     count, step = 0, Training.step
 
     def killed(self, *arguments):
@@ -72,8 +73,8 @@ def test_a_training_that_is_killed_ends_with_the_same_bytes(tmp_path, monkeypatc
 
     monkeypatch.setattr(Training, "step", killed)
     with pytest.raises(KeyboardInterrupt):
-        retrain(tiny(output_dir=tmp_path / "killed", **options))
-    retrain(tiny(output_dir=tmp_path / "killed", resume=True, **options))
+        retrain.main(tiny(output_dir=tmp_path / "killed", **options))
+    retrain.main(tiny(output_dir=tmp_path / "killed", resume=True, **options))
     for name in ("network.safetensors", "metrics.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert timeless(facts_of(tmp_path / "whole")) == timeless(facts_of(tmp_path / "killed"))
@@ -90,9 +91,9 @@ def test_a_folder_that_is_done_is_read_back(tmp_path, monkeypatch):
 
 def test_the_auxiliary_classifier_helps_to_train_and_is_thrown_away(tmp_path):
     torch.manual_seed(0)
-    genotype = Darts().supernet(Size(10, 4, 3, 1)).genotype()
+    genotype = get_space("darts").supernet(Size(10, 4, 3, 1)).genotype()
     options = {"space": "darts", "cells": 3, "auxiliary": 0.4, "epochs": 1, "image_size": 32, "samples": 64}
-    retrain(tiny(output_dir=tmp_path / "run", genotype=genotype, **options))
+    retrain.main(tiny(output_dir=tmp_path / "run", genotype=genotype, **options))
     network = get_space("darts").network(genotype, Size(10, 4, 3, 1))
     assert facts_of(tmp_path / "run")["parameters"] == sum(value.numel() for value in network.parameters())
 
@@ -156,4 +157,4 @@ def test_a_blueprint_of_something_else_is_refused(tmp_path):
     for text in ("[]", "{", '{"space": "macro"}'):
         (tmp_path / "genotype.json").write_text(text)
         with pytest.raises(RunError, match=r"genotype\.json.*; allowed"):
-            Blueprint.read(tmp_path)
+            read_blueprint(tmp_path)

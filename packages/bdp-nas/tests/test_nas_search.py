@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 
+from bdp_nas.commands import search
 from bdp_nas.commands.bilevel import Search, make_searcher
 from bdp_nas.commands.cli import main
 from bdp_nas.commands.data import open_data
+from bdp_nas.commands.folders import read_found, read_options
 from bdp_nas.commands.options import SearchConfig
-from bdp_nas.commands.search import read_config, read_found, run_search, search
+from bdp_nas.commands.search import run_search
 from bdp_nas.pruner import LEVELS
 from bdp_nas.spaces import get_space
 from frugal_shared.errors import RunError, UsageError
@@ -52,7 +54,7 @@ def timeless(found):
 def in_folder(folder, **options):
     """Search in a run folder, as the command does; return what was found."""
     config = tiny(output_dir=folder, **options)
-    search(config)
+    search.main(config)
     return read_found(folder)
 
 
@@ -186,7 +188,7 @@ def test_a_folder_that_is_done_is_read_back(tmp_path, monkeypatch):
     config = tiny(output_dir=tmp_path / "run", resume=True)
     with Run(config, "bdp-nas") as run:
         assert run_search(run, config, run.folder, 0) == first
-    assert read_config(tmp_path / "run").samples == 160
+    assert read_options(tmp_path / "run").samples == 160
     assert not (tmp_path / "run" / "checkpoints").exists()
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["samples/weights"] == first.samples["weights"]
@@ -239,7 +241,7 @@ def test_a_keep_ratio_that_leaves_no_batch_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_search_is_refused(tmp_path):
-    for read in (read_found, read_config):
+    for read in (read_found, read_options):
         with pytest.raises(RunError, match="allowed: the run folder of a search that is done"):
             read(tmp_path)
     (tmp_path / "found.json").write_text("[1]")

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from bdp_nas.genotype import format_cell, parse_cell
+from bdp_nas.genotype import NONE, format_cell
 from bdp_nas.spaces import SPACES, get_space, nasbench201
 from bdp_nas.spaces.cell import Graph, MixedCell, MixedEdges
 from bdp_nas.spaces.darts import GRAPH, OPERATIONS, derive_cell
-from bdp_nas.spaces.operations import NONE, channel_shuffle, drop_path
-from bdp_nas.spaces.operations import OPERATIONS as MADE
-from bdp_nas.spaces.space import Size
+from bdp_nas.spaces.operations import BUILDERS, channel_shuffle, drop_path
+from bdp_nas.spaces.space import Size, calibrate
 
 TINY = {
     "nasbench201": Size(classes=3, channels=4, cells=2),
@@ -207,7 +206,7 @@ def test_edges_computed_together_equal_one_module_for_each(operations, stride, n
         for column, name in enumerate(operations):
             if name == NONE:
                 continue
-            one = MADE[name](4, stride, affine=False).double()
+            one = BUILDERS[name](4, stride, affine=False).double()
             one.load_state_dict(edges.weights_of(name, edge))
             output = one(x)
             if norm_pools and "pool" in name:
@@ -364,6 +363,14 @@ def test_a_mixture_of_mobilenet_blocks_keeps_its_input():
     torch.testing.assert_close(block(x, ([weights.unbind()], None)), x + branches)
 
 
+def test_calibration_takes_the_mean_over_batches():
+    network = nn.Sequential(nn.BatchNorm2d(1, momentum=0.1))
+    images = torch.randn(128, 1, 2, 2) + 3
+    calibrate(network, images)
+    assert network[0].running_mean.item() == pytest.approx(images.mean().item(), rel=1e-5)
+    assert network[0].momentum == 0.1
+
+
 # bad input
 
 
@@ -406,11 +413,6 @@ def test_other_bad_values_are_one_line():
         genotype = tiny(name).genotype()
         with pytest.raises(ValueError, match=f"auxiliary=True is not defined in the space {name}"):
             get_space(name).network(genotype, TINY[name], auxiliary=True)
-
-
-def test_cells_are_read_in_any_order_of_their_edges():
-    cell = parse_cell("|b~1|a~0|", "ab")
-    assert cell == ((("a", 0), ("b", 1)),) and format_cell(cell) == "|a~0|b~1|"
 
 
 def test_graphs_number_edges_by_node():

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+from bdp_nas.processes import of_all
 
 
 def probability(logits: Tensor, targets: Tensor) -> Tensor:
@@ -153,7 +154,8 @@ class Dynamics:
 
     def end_epoch(self) -> None:
         """Take in the epoch's observations; on N processes, all have to call it."""
-        indices, values = _once_each(*_of_all_processes(*self._joined()))
+        # as objects: lengths differ, and an index above 2^24 does not survive in float32 beside its value
+        indices, values = _once_each(*map(torch.cat, zip(*of_all(self._joined()))))
         column = self.epoch % self._window.shape[1]
         self._window[:, column] = torch.nan
         self._window[indices, column] = values
@@ -209,15 +211,6 @@ def check_range(name: str, values: Tensor, size: int) -> None:
     if len(values) and (values.min() < 0 or values.max() >= size):
         wrong = values[(values < 0) | (values >= size)][0].item()
         raise ValueError(f"{name} {wrong!r} is out of range; allowed: 0 to {size - 1}")
-
-
-def _of_all_processes(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return indices, values
-    found: list[tuple[Tensor, Tensor]] = [(indices, values)] * dist.get_world_size()
-    # as objects: lengths differ, and an index above 2^24 does not survive in float32 beside its value
-    dist.all_gather_object(found, (indices, values))
-    return torch.cat([each[0] for each in found]), torch.cat([each[1] for each in found])
 
 
 def _once_each(indices: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 Cell = tuple[tuple[tuple[str, int], ...], ...]
 """For every node its incoming edges, as (operation, source state), by falling age of the source."""
 
+NONE = "none"
+"""The operation that passes nothing on."""
+
 NODE = re.compile(r"\|(?:\w+~\d+\|)*")
 EDGE = re.compile(r"(\w+)~(\d+)")
 
@@ -34,6 +37,21 @@ def parse_cell(text: str, operations: Iterable[str]) -> Cell:
     cell = tuple(tuple((name, int(source)) for name, source in EDGE.findall(node)) for node in nodes)
     check_names([name for node in cell for name, _ in node], operations)
     return sort_edges(cell)
+
+
+def states_of(cell: Cell) -> int:
+    """Return the number of states of a cell: those from outside are the sources of its first node."""
+    return 1 + max(source for _, source in cell[0]) + len(cell)
+
+
+def is_dead(cell: Cell) -> bool:
+    """Return whether a cell passes nothing on, because ``none`` cuts its last node off from what comes in."""
+    inputs = states_of(cell) - len(cell)
+    reached = set(range(inputs))
+    for node, edges in enumerate(cell, inputs):
+        if any(operation != NONE and source in reached for operation, source in edges):
+            reached.add(node)
+    return states_of(cell) - 1 not in reached
 
 
 def sort_edges(cell: Iterable[Iterable[tuple[str, int]]]) -> Cell:

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bdp_nas.pruner import LEVELS, BilevelPruner, IndexedSubset, _of_first_process
+from bdp_nas.processes import of_first
+from bdp_nas.pruner import LEVELS, BilevelPruner, IndexedSubset
 from bdp_nas.schedule import KeepSchedule
 
 SHARE = 0.5
@@ -92,7 +93,7 @@ class InfoBatchPruner(BilevelPruner):
         self._weights.fill_(1.0)
         for level, indices in self.sets.items():
             learned = self._learned(self._losses[indices])
-            self._keeps[level] = _of_first_process(self._draw(level, learned))
+            self._keeps[level] = of_first(self._draw(level, learned))
             self._weights[indices[learned & self._keeps[level]]] = 1 / (1 - self.share)
         return {level: int(keeps.sum()) for level, keeps in self._keeps.items()}
 

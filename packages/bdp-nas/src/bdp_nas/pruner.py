@@ -32,13 +32,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bdp_nas.balance import balanced_top, class_bounds
 from bdp_nas.dynamics import SCORES, Dynamics, check_range
+from bdp_nas.processes import of_first
 from bdp_nas.schedule import KeepSchedule
 
 Array = NDArray[Any]
@@ -219,7 +219,7 @@ class BilevelPruner:
         scores = self.dynamics.scores().numpy()
         for level in LEVELS:
             if self._count(level, self.epoch) < int(self._keeps[level].sum()):
-                self._keeps[level] = _of_first_process(self._prune(level, scores[self.sets[level].numpy()]))
+                self._keeps[level] = of_first(self._prune(level, scores[self.sets[level].numpy()]))
         return {level: int(keeps.sum()) for level, keeps in self._keeps.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -321,12 +321,3 @@ def _checked_labels(labels: Tensor) -> Tensor:
     if (labels < 0).any():
         raise ValueError(f"label {labels.min().item()} is out of range; allowed: 0 or more")
     return labels
-
-
-def _of_first_process(keeps: Tensor) -> Tensor:
-    """Return rank 0's choice: the scores of processes on unlike hardware can differ in the last bit."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return keeps
-    choice = [keeps]
-    dist.broadcast_object_list(choice, src=0)
-    return choice[0]

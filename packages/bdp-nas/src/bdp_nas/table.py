@@ -22,6 +22,7 @@ import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bdp_nas.spaces import SPACES, get_space
+from bdp_nas.writing import write_bytes
 
 SCHEMA = 1
 LARGEST = 2**28  # bytes that an .npz may unpack to; that of NAS-Bench-201 is a hundredth of it
@@ -128,9 +130,9 @@ class Table:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the table to an ``.npz`` file."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        with Path(path).open("wb") as file:  # a path without .npz would get one
-            np.savez_compressed(file, schema=np.array(SCHEMA), space=np.array(self.space), **arrays)
+        arrays, buffer = {name: getattr(self, name) for name in ARRAYS}, BytesIO()
+        np.savez_compressed(buffer, schema=np.array(SCHEMA), space=np.array(self.space), **arrays)
+        write_bytes(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -16,12 +16,11 @@ from typing import Any
 
 from bdp_nas.commands.ablate_report import Row, report, show, summarise
 from bdp_nas.commands.data import open_data
-from bdp_nas.commands.drawing import cells_in, states_of
 from bdp_nas.commands.options import AblateConfig
 from bdp_nas.commands.presets import PRESETS, Preset
 from bdp_nas.commands.retrain import run_retrain
 from bdp_nas.commands.search import run_search
-from bdp_nas.spaces.operations import NONE
+from bdp_nas.spaces import get_space
 from bdp_nas.table import Table
 from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.errors import UsageError
@@ -41,7 +40,7 @@ OF_VARIANT: dict[str, Options] = {
 """Options of a search by kind of pruning."""
 
 
-def ablate(config: AblateConfig) -> None:
+def main(config: AblateConfig) -> None:
     """Search and retrain all cells, and write rows and report.
 
     Raises:
@@ -122,22 +121,9 @@ def fill(
         "val_accuracy": trained["val_accuracy"],
         "parameters": trained["parameters"],
         "collapsed": found.collapsed,
-        "dead": is_dead(recipe.space, found.genotype),
+        "dead": get_space(recipe.space).is_dead(found.genotype),
         **({name: each.test for name, each in table.query(found.genotype).items()} if table else {}),
     }
-
-
-def is_dead(space: str, genotype: str) -> bool:
-    """Return whether a cell passes nothing on, because ``none`` cuts its last node off from what comes in."""
-    for cell in cells_in(space, genotype).values():
-        inputs = states_of(cell) - len(cell)
-        reached = set(range(inputs))
-        for node, edges in enumerate(cell, inputs):
-            if any(operation != NONE and source in reached for operation, source in edges):
-                reached.add(node)
-        if states_of(cell) - 1 not in reached:
-            return True
-    return False
 
 
 def slug(genotype: str) -> str:

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure as Plot
 from rich.console import Console
 from rich.table import Table
 
-from bdp_nas.commands.drawing import COLOURS
 from bdp_nas.commands.options import VARIANTS, AblateConfig
+from bdp_nas.drawing import COLOURS
 from frugal_shared.evaluation import mean_interval
 from frugal_shared.report import Figure, Report
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 Interval = tuple[float, float]
 """Mean, and half width of the 95 % interval; NaN of a single value."""
 
-NONE, RANDOM, BDP = "none", "random", "bdp"
+UNPRUNED, RANDOM, BDP = "none", "random", "bdp"  # kinds of pruning
 SAMPLES_LIMIT, SECONDS_LIMIT = 0.5, 0.55  # what BDP is to cost at most, beside no pruning
 TABLES = ("cifar10", "cifar100", "imagenet16")
 
@@ -39,8 +39,8 @@ def summary_row(rows: Sequence[Row], searcher: str, variant: str) -> Row:
     row["accuracy"], row["accuracy_ci"] = mean_interval([each["retrained_accuracy"] for each in own.values()])
     for key in ("samples", "seconds"):
         row[key], _ = mean_interval([each[key] for each in own.values()])
-        row[f"{key}_ratio"], row[f"{key}_ratio_ci"] = ratio(own, by_seed(rows, searcher, NONE), key) or (None, None)
-    for other in (NONE, RANDOM):
+        row[f"{key}_ratio"], row[f"{key}_ratio_ci"] = ratio(own, by_seed(rows, searcher, UNPRUNED), key) or (None, None)
+    for other in (UNPRUNED, RANDOM):
         found = None if other == variant else difference(rows, searcher, variant, other)
         row[f"minus_{other}"], row[f"minus_{other}_ci"] = found or (None, None)
     for key in TABLES:
@@ -111,7 +111,7 @@ def points(found: Interval) -> str:
 def answers(summary: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     """Return what the ablation says of BDP, searcher by searcher and over all."""
     said = [answer(row) for row in summary if row["pruning"] == BDP]
-    for other, name in ((NONE, "no pruning"), (RANDOM, "random pruning at equal cost")):
+    for other, name in ((UNPRUNED, "no pruning"), (RANDOM, "random pruning at equal cost")):
         found = difference(rows, None, BDP, other)
         if found is not None:
             counted = count(differences(rows, None, BDP, other))
@@ -134,7 +134,7 @@ def answer(row: Row) -> str:
             f"{row['samples_ratio']:.2f}× the samples and {row['seconds_ratio']:.2f}× the seconds of the search "
             f"without ({'within' if kept else 'NOT within'} {SAMPLES_LIMIT} and {SECONDS_LIMIT});"
         )
-    for other, name in ((NONE, "no pruning"), (RANDOM, "random pruning")):
+    for other, name in ((UNPRUNED, "no pruning"), (RANDOM, "random pruning")):
         if row[f"minus_{other}"] is not None:
             found = row[f"minus_{other}"], row[f"minus_{other}_ci"]
             said.append(f"accuracy against {name} {points(found)}, {verdict(found)};")
@@ -214,7 +214,7 @@ def show(summary: Sequence[Row]) -> None:
             f"{row['accuracy']:.3f} ± {row['accuracy_ci']:.3f}",
             *(
                 "" if row[f"minus_{other}"] is None else points((row[f"minus_{other}"], row[f"minus_{other}_ci"]))
-                for other in (NONE, RANDOM)
+                for other in (UNPRUNED, RANDOM)
             ),
         )
     Console().print(table)

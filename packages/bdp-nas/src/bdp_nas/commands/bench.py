@@ -20,14 +20,15 @@ from torch.utils.data import DataLoader
 from bdp_nas.commands.options import BenchConfig
 from bdp_nas.commands.presets import PRESETS
 from bdp_nas.commands.search import run_search
+from bdp_nas.genotype import NONE
 from bdp_nas.pruner import BilevelPruner
 from bdp_nas.schedule import KeepSchedule
 from bdp_nas.searchers import get_searcher
 from bdp_nas.searchers.searcher import Batch
 from bdp_nas.spaces import get_space
 from bdp_nas.spaces.cell import MixedCell, MixedEdges, sum_of
-from bdp_nas.spaces.nasbench201 import OPERATIONS as NASBENCH201
-from bdp_nas.spaces.operations import NONE, OPERATIONS
+from bdp_nas.spaces.nasbench201 import OPERATIONS
+from bdp_nas.spaces.operations import BUILDERS
 from bdp_nas.spaces.space import Size, Supernet
 from frugal_shared.parts import measure_parts
 from frugal_shared.report import Report
@@ -39,14 +40,14 @@ Row = dict[str, Any]
 CLASSES = 10
 EPOCHS = 10  # of the search whose pruning is timed
 SEARCHERS = ("darts-2", "pc-darts", "beta-darts", "random")
-COLUMNS = {"part": "part", "what": "what", "seconds": "seconds", "usual_seconds": "usual", "ratio": "×"}
-COLUMNS |= {"ratio_low": "× low", "ratio_high": "× high", "samples": "samples", "usual_samples": "usual samples"}
-COLUMNS |= {"share": "share"}
+HEADINGS = {"part": "part", "what": "what", "seconds": "seconds", "usual_seconds": "usual", "ratio": "×"}
+HEADINGS |= {"ratio_low": "× low", "ratio_high": "× high", "samples": "samples", "usual_samples": "usual samples"}
+HEADINGS |= {"share": "share"}
 PRINTED = ("part", "what", "seconds", "usual", "×", "share")  # what a terminal has room for
 
 
 @dataclass(frozen=True)
-class Shape:
+class Workload:
     """A supernet of NAS-Bench-201 and its batch."""
 
     channels: int
@@ -67,11 +68,11 @@ class Shape:
         return Size(CLASSES, self.channels, self.cells)
 
 
-SMALL = Shape(channels=16, cells=1, side=16, batch=64)
-SHAPES = (SMALL, Shape(channels=16, cells=5, side=32, batch=64))  # the second one as published
+SMALL = Workload(channels=16, cells=1, side=16, batch=64)
+WORKLOADS = (SMALL, Workload(channels=16, cells=5, side=32, batch=64))  # the second one as published
 
 
-def bench(config: BenchConfig) -> None:
+def main(config: BenchConfig) -> None:
     """Time every part and write the rows and the report; a resumed run keeps the parts it has."""
     with Run(config, "bdp-nas") as run:
         parts: list[Callable[[], list[Row]]] = [
@@ -103,10 +104,10 @@ def search_row(run: Run, config: BenchConfig) -> Row:
 def overhead_rows(config: BenchConfig) -> list[Row]:
     """Time all that pruning adds to a search, beside the steps of that search: a row for each size of the supernet."""
     rows = []
-    for shape in SHAPES:
-        added, steps = pruning_seconds(config.samples, shape.batch)
-        seconds = steps * median_seconds(stepper("darts", shape), config.repeats)
-        row = {"part": "overhead", "what": f"{config.samples:,} samples; {shape}", "seconds": added}
+    for load in WORKLOADS:
+        added, steps = pruning_seconds(config.samples, load.batch)
+        seconds = steps * median_seconds(stepper("darts", load), config.repeats)
+        row = {"part": "overhead", "what": f"{config.samples:,} samples; {load}", "seconds": added}
         rows.append(row | {"usual_seconds": seconds, "share": added / seconds, "samples": config.samples})
     return rows
 
@@ -131,21 +132,21 @@ def pruning_seconds(samples: int, batch: int) -> tuple[float, int]:
 
 
 def stepper(
-    name: str, shape: Shape, change: Callable[[Supernet], object] = lambda supernet: None
+    name: str, load: Workload, change: Callable[[Supernet], object] = lambda supernet: None
 ) -> Callable[[], None]:
     """Return what does one step of a search: of the architecture, then of the weights.
 
     Args:
         name: of the searcher.
-        shape: of supernet and batch.
+        load: supernet and batch.
         change: is done to the supernet first.
     """
     searcher = get_searcher(name)()
-    supernet = searcher.supernet(get_space("nasbench201"), shape.size)
+    supernet = searcher.supernet(get_space("nasbench201"), load.size)
     change(supernet)
     alphas = searcher.alpha_optimizer(supernet)
     weights = torch.optim.SGD(supernet.weights(), 0.025, 0.9, weight_decay=3e-4)
-    train, validation = shape.images(), shape.images()
+    train, validation = load.images(), load.images()
 
     def step() -> None:
         searcher.arch_step(supernet, train, validation, alphas, weights, 0.5)
@@ -187,7 +188,7 @@ class EdgeByEdge(nn.Module):
         super().__init__()
         self.edges = nn.ModuleList(
             nn.ModuleList(
-                Zero() if name == NONE else OPERATIONS[name](together.mixed, together.stride, affine=False)
+                Zero() if name == NONE else BUILDERS[name](together.mixed, together.stride, affine=False)
                 for name in operations
             )
             for _ in range(together.edges)
@@ -213,7 +214,7 @@ def separate(supernet: Supernet) -> None:
     """Replace what computes edges together in the cells of NAS-Bench-201."""
     for cell in supernet.modules():
         if isinstance(cell, MixedCell):
-            apart = [EdgeByEdge(source, NASBENCH201) for source in cell.sources if isinstance(source, MixedEdges)]
+            apart = [EdgeByEdge(source, OPERATIONS) for source in cell.sources if isinstance(source, MixedEdges)]
             cell.sources = nn.ModuleList(apart)
 
 
@@ -237,7 +238,7 @@ def flat(rows: Sequence[Row]) -> dict[str, float]:
 
 def shown(rows: Sequence[Row]) -> list[Row]:
     """Return rows under the headings of the tables."""
-    return [{COLUMNS[key]: row.get(key) for key in COLUMNS} for row in rows]
+    return [{HEADINGS[key]: row.get(key) for key in HEADINGS} for row in rows]
 
 
 def show(rows: Sequence[Row]) -> None:

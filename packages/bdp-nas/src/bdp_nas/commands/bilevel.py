@@ -22,14 +22,14 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from bdp_nas.commands.blueprint import Blueprint
+from bdp_nas.blueprint import Blueprint
 from bdp_nas.commands.data import Images, in_proportion
 from bdp_nas.commands.loading import Augmented, loader_of
 from bdp_nas.commands.options import SearchConfig
-from bdp_nas.commands.processes import averaging, divide
 from bdp_nas.dynamics import SCORES
 from bdp_nas.infobatch import InfoBatchPruner
 from bdp_nas.ledger import Cost, CostLedger, flops_per_sample
+from bdp_nas.processes import average, divide
 from bdp_nas.pruner import LEVELS, BilevelPruner, IndexedSubset
 from bdp_nas.schedule import KeepSchedule
 from bdp_nas.searchers import get_searcher
@@ -97,7 +97,7 @@ class Search:
         self.blueprint = Blueprint.of(images, config.space, "", config.channels, config.cells)
         self.images = images.to(accelerator.device)
         self.searcher = make_searcher(config, seed)
-        self.searcher.average = averaging(accelerator)
+        self.searcher.average = average
         torch.manual_seed(derived_seed(seed, INIT))
         self.supernet = self.searcher.supernet(get_space(config.space), self.blueprint.size).to(accelerator.device)
         divide(self.supernet, max(1, config.parts // accelerator.num_processes))

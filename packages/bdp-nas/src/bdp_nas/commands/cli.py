@@ -14,15 +14,15 @@ from bdp_nas.commands.options import (
 from frugal_shared.cli import Commands, run_cli
 
 COMMANDS: Commands = {
-    "ablate": (AblateConfig, "bdp_nas.commands.ablate:ablate"),
-    "bench": (BenchConfig, "bdp_nas.commands.bench:bench"),
-    "build-table": (BuildTableConfig, "bdp_nas.commands.query:build_table"),
-    "demo": (DemoConfig, "bdp_nas.commands.demo:demo"),
-    "export": (ExportConfig, "bdp_nas.commands.export:export"),
-    "plot": (PlotConfig, "bdp_nas.commands.plot:plot"),
-    "query": (QueryConfig, "bdp_nas.commands.query:query"),
-    "retrain": (RetrainConfig, "bdp_nas.commands.retrain:retrain"),
-    "search": (SearchConfig, "bdp_nas.commands.search:search"),
+    "ablate": (AblateConfig, "bdp_nas.commands.ablate:main"),
+    "bench": (BenchConfig, "bdp_nas.commands.bench:main"),
+    "build-table": (BuildTableConfig, "bdp_nas.commands.build_table:main"),
+    "demo": (DemoConfig, "bdp_nas.commands.demo:main"),
+    "export": (ExportConfig, "bdp_nas.commands.export:main"),
+    "plot": (PlotConfig, "bdp_nas.commands.plot:main"),
+    "query": (QueryConfig, "bdp_nas.commands.query:main"),
+    "retrain": (RetrainConfig, "bdp_nas.commands.retrain:main"),
+    "search": (SearchConfig, "bdp_nas.commands.search:main"),
 }
 
 

@@ -8,15 +8,16 @@ import numpy as np
 from matplotlib.figure import Figure as Plot
 from scipy import stats
 
+from bdp_nas.blueprint import Blueprint
 from bdp_nas.commands.bilevel import Found
-from bdp_nas.commands.blueprint import Blueprint
 from bdp_nas.commands.data import Images, open_data
-from bdp_nas.commands.drawing import COLOURS, alpha_plot, genotype_plot
+from bdp_nas.commands.folders import read_blueprint
 from bdp_nas.commands.options import DemoConfig, RetrainConfig, SearchConfig
-from bdp_nas.commands.plot import PRUNED, kept_plot, panels, walls
+from bdp_nas.commands.pictures import PRUNED, kept_plot, mixture_plot, walls
 from bdp_nas.commands.presets import FEW_STEPS, Options
 from bdp_nas.commands.retrain import run_retrain
 from bdp_nas.commands.search import run_search
+from bdp_nas.drawing import COLOURS, genotype_plot
 from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Claim, Figure, Report
 from frugal_shared.run import Run
@@ -36,7 +37,7 @@ LEAD = {
     "parameters": "parameters",
 }
 """Column of a row -> its heading in the lead."""
-NETWORK: Options = {"space": "nasbench201", "channels": 8, "cells": 1}
+OF_ALL: Options = {"space": "nasbench201", "channels": 8, "cells": 1}
 OF_DATA: dict[str, Options] = {"elpv": {"image_size": 16}}  # else the time does not suffice
 EPOCHS, RETRAIN_EPOCHS = 20, 20
 PICTURES = 36  # on a wall
@@ -60,7 +61,7 @@ class Shown:
     rows: Sequence[Row]
 
 
-def demo(config: DemoConfig) -> None:
+def main(config: DemoConfig) -> None:
     """Search and retrain, and write rows, results and the report; what is done already is read back.
 
     Raises:
@@ -84,7 +85,7 @@ def demo(config: DemoConfig) -> None:
 
 def recipes_of(config: DemoConfig, data: str) -> tuple[SearchConfig, RetrainConfig]:
     """Return the search, without its pruning, and the retraining."""
-    options = NETWORK | OF_DATA.get(data, {}) | {"data": data, "samples": config.samples, "seed": config.seed}
+    options = OF_ALL | OF_DATA.get(data, {}) | {"data": data, "samples": config.samples, "seed": config.seed}
     options |= {"output_dir": config.output_dir, "cpu": config.cpu, "num_processes": config.num_processes}
     search = SearchConfig(**options, epochs=config.epochs or EPOCHS, searcher="darts", searcher_options=FEW_STEPS)
     return search, RetrainConfig(**options, epochs=RETRAIN_EPOCHS)
@@ -99,7 +100,7 @@ def show_data(run: Run, config: DemoConfig, data: str) -> Shown:
         folder = run.folder / data.replace(":", "-").replace("/", "-") / pruning
         each = run_search(run, replace(search, pruning=pruning), folder / "search", config.seed)
         trained = run_retrain(run, retrain, each.genotype, folder / "retrained", config.seed)
-        found[pruning], blueprints[pruning] = each, Blueprint.read(folder / "search")
+        found[pruning], blueprints[pruning] = each, read_blueprint(folder / "search")
         rows.append(row_of(data, pruning, each, trained, len(splits.test)))
     return Shown(splits.train, found, blueprints, rows)
 
@@ -156,7 +157,7 @@ def report(shown: Mapping[str, Shown], config: DemoConfig) -> Report:
 def claims(shown: Mapping[str, Shown]) -> list[Claim]:
     """Return what the paper's abstract says beside what was found."""
     sizes = ", ".join(f"{len(each.images):,} {words_of(data)}" for data, each in shown.items())
-    scale = f"{NETWORK['space']}, {NETWORK['cells']} cell per stage, {NETWORK['channels']} channels; {sizes}; one seed."
+    scale = f"{OF_ALL['space']}, {OF_ALL['cells']} cell per stage, {OF_ALL['channels']} channels; {sizes}; one seed."
     return [
         Claim(
             "More than 50 % less search cost with DARTS, and better architectures.",
@@ -253,7 +254,7 @@ def pruned_figures(shown: Mapping[str, Shown]) -> Iterable[Figure]:
 def cell_figure(row: Row) -> Figure:
     """Return the cell of a row."""
     caption = f"{words_of(row['data']).capitalize()}, {TITLES[row['pruning']]}: {row['samples']:,} samples."
-    return Figure(genotype_plot(NETWORK["space"], row["genotype"]), caption, f"the cell {row['genotype']}")
+    return Figure(genotype_plot(OF_ALL["space"], row["genotype"]), caption, f"the cell {row['genotype']}")
 
 
 def add_section(page: Report, data: str, shown: Shown) -> None:
@@ -265,7 +266,7 @@ def add_section(page: Report, data: str, shown: Shown) -> None:
     page.figures([Figure(picture, words[name], pixelated=True) for name, picture in pictures])
     page.figures([Figure(kept_plot(found, blueprint.classes), "samples that each level uses, by class")])
     for name, title in TITLES.items():
-        page.figures([Figure(alpha_plot(panels(shown.found[name], shown.blueprints[name])), f"mixture, {title}")])
+        page.figures([Figure(mixture_plot(shown.found[name], shown.blueprints[name]), f"mixture, {title}")])
 
 
 def ledger_rows(data: str, found: Mapping[str, Found]) -> list[Row]:

@@ -12,12 +12,13 @@ from bdp_nas.spaces import SPACES
 from frugal_shared.config import CommandConfig, RunConfig
 from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
 
+DType = Literal["fp32", "bf16", "fp16"]
 Pruning = Literal["none", "random", "infobatch", "bdp"]
 Levels = Literal["both", "weights", "architecture"]
 Augmentation = Literal["flip", "crop", "cutout"]
-Score = Literal["std", "dual", "mean_prob", "loss", "abs_delta", "el2n", "forgetting", "entropy", "random"]
+ScoreName = Literal["std", "dual", "mean_prob", "loss", "abs_delta", "el2n", "forgetting", "entropy", "random"]
 Direction = Literal["high", "low", "mid", "both_tails"]
-Shape = Literal["linear", "geometric", "steps"]
+Curve = Literal["linear", "geometric", "steps"]
 Variant = Literal["none", "random", "infobatch", "bdp", "bdp-no-balance", "bdp-weights", "bdp-architecture"]
 VARIANTS: tuple[Variant, ...] = (
     "none",
@@ -100,11 +101,11 @@ class SearchConfig(TaskConfig):
     """Share of the epochs before anything is pruned."""
     keep_end: float = 0.5
     """Share of the epochs after which nothing more is pruned."""
-    keep_shape: Shape = "geometric"
+    keep_shape: Curve = "geometric"
     """How the kept share falls in between; "geometric" prunes most at first."""
     keep_every: int = 5
     """Epochs between two prunings of keep_shape "steps"."""
-    score: Score = "abs_delta"
+    score: ScoreName = "abs_delta"
     """The samples' prediction dynamics that "bdp" ranks by; the default was the best of eight on digits, by little."""
     window: int = 5
     """Epochs that a score looks back."""
@@ -175,6 +176,8 @@ class ExportConfig(CommandConfig):
     """Gets network.pt2 (a torch.export program), network.safetensors and genotype.json."""
     inherit: bool = False
     """From a search: with the supernet's weights, its batch norms calibrated anew; else they are random."""
+    dtype: DType = "fp32"
+    """Of the weights, and of the images that network.pt2 and network.onnx take: "fp32", "bf16" or "fp16"."""
     onnx: bool = False
     """Also write network.onnx; needs the [onnx] extra."""
     seed: int = 0
@@ -219,7 +222,7 @@ class AblateConfig(RunConfig):
     """Which ones."""
     variants: tuple[Variant, ...] = VARIANTS
     """Kinds of pruning: the controls, and BDP whole or without one of its parts."""
-    score: Score = "abs_delta"
+    score: ScoreName = "abs_delta"
     """Of all variants of BDP."""
     seeds: int = 3
     """How many; each has another split, other weights and other batches."""

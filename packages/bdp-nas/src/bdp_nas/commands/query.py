@@ -1,4 +1,4 @@
-"""``bdp-nas query`` and ``build-table``: what a cell reaches when it is trained in full, from a table."""
+"""``bdp-nas query``: what a cell reaches when it is trained in full, looked up in a table."""
 
 import math
 from dataclasses import asdict
@@ -9,15 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from bdp_nas.commands.benchmarks import read_benchmark
-from bdp_nas.commands.blueprint import genotype_of
-from bdp_nas.commands.options import BuildTableConfig, QueryConfig
+from bdp_nas.commands.folders import genotype_of
+from bdp_nas.commands.options import QueryConfig
 from bdp_nas.table import Table
 from frugal_shared.checkpoint import write_json
 from frugal_shared.errors import UsageError
 
 
-def query(config: QueryConfig) -> list[dict[str, Any]]:
+def main(config: QueryConfig) -> list[dict[str, Any]]:
     """Show accuracy, rank and regret of a genotype on every data set of a table.
 
     Returns:
@@ -56,15 +55,3 @@ def show(rows: list[dict[str, Any]]) -> None:
         rank = f"{row['rank']:,} of {row['architectures']:,}"
         grid.add_row(row["dataset"], validation, f"{row['test']:.2f}", rank, f"{row['regret']:.2f}")
     console.print(grid)
-
-
-def build_table(config: BuildTableConfig) -> None:
-    """Convert published files to a table.
-
-    Raises:
-        ValueError: files that cannot be read, or of another form.
-    """
-    table = read_benchmark(config.source, config.epochs)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    table.save(config.output)
-    Console(soft_wrap=True).print(escape(f"{config.output}: {len(table.test):,} architectures, {table.space}"))

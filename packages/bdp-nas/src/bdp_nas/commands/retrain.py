@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from bdp_nas.blueprint import Blueprint
 from bdp_nas.commands.bilevel import CHECKPOINTS, MOMENTUM, cosine
-from bdp_nas.commands.blueprint import Blueprint, blueprint_of, genotype_of
 from bdp_nas.commands.data import Images, open_data
+from bdp_nas.commands.folders import FACTS, NETWORK, blueprint_of, genotype_of
 from bdp_nas.commands.loading import Augmented, loader_of, normalise
 from bdp_nas.commands.options import RetrainConfig
-from bdp_nas.commands.processes import averaging
+from bdp_nas.processes import average
 from frugal_shared.checkpoint import latest_checkpoint, read_json, save_checkpoint, write_bytes, write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks, gather_chunks
@@ -24,12 +25,11 @@ from frugal_shared.run import Run
 from frugal_shared.seeds import derived_seed
 from frugal_shared.tensors import pack_tensors
 
-FACTS, NETWORK = "retrain.json", "network.safetensors"
 EVAL_BATCH = 256
 INIT, DATA, STEP = 30, 31, 32  # streams of random numbers
 
 
-def retrain(config: RetrainConfig) -> None:
+def main(config: RetrainConfig) -> None:
     """Train, and write results and network into the run folder.
 
     Raises:
@@ -103,7 +103,7 @@ class Training:
         self, accelerator: Accelerator, config: RetrainConfig, blueprint: Blueprint, images: Images, seed: int
     ) -> None:
         self.accelerator, self.config, self.blueprint, self.seed = accelerator, config, blueprint, seed
-        self.images, self.average = images.to(accelerator.device), averaging(accelerator)
+        self.images, self.average = images.to(accelerator.device), average
         torch.manual_seed(derived_seed(seed, INIT))
         self.network = blueprint.network(config.auxiliary > 0).to(accelerator.device)
         self.optimizer = torch.optim.SGD(

@@ -1,27 +1,24 @@
 """``bdp-nas search``: find an architecture on ever fewer samples, on any number of processes, resumable."""
 
 import math
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from bdp_nas.commands.bilevel import CHECKPOINTS, Found, Search
+from bdp_nas.commands.bilevel import Found, Search
 from bdp_nas.commands.data import open_data
+from bdp_nas.commands.folders import FOUND, OPTIONS, SUPERNET, read_found
 from bdp_nas.commands.options import SearchConfig
 from bdp_nas.table import Table
 from frugal_shared.checkpoint import write_bytes, write_json
-from frugal_shared.errors import RunError, UsageError
-from frugal_shared.reading import read_dataclass
+from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
 from frugal_shared.tensors import pack_tensors
 
-FOUND, SUPERNET, OPTIONS = "found.json", "supernet.safetensors", "options.json"
 
-
-def search(config: SearchConfig) -> None:
+def main(config: SearchConfig) -> None:
     """Search, and write what was found into the run folder.
 
     Raises:
@@ -64,46 +61,19 @@ def run_search(run: Run, config: SearchConfig, folder: Path, seed: int) -> Found
     cost = doing.planned_cost()
     share = "as the losses will have it" if math.isnan(cost) else f"{cost:.0%} of what it takes without pruning"
     say(run, f"samples: {share}")
-    for epoch in run.progress(range(doing.epoch, config.epochs), initial=doing.epoch, total=config.epochs):
-        doing.run_epoch()
-        doing.save(folder)
-        if folder == run.folder:
-            run.log(epoch + 1, **{key: value for key, value in doing.history[-1].items() if isinstance(value, float)})
-    found = doing.finish()
+    doing.train(run, folder, config.epochs, log=folder == run.folder)
+    found = doing.conclude()
     if found.collapsed:
         say(run, f"collapsed: most of {found.genotype} only skips; beta-darts or fewer epochs may help")
-    if run.accelerator.is_main_process:
+
+    def write() -> None:
         write_bytes(folder / SUPERNET, pack_tensors(doing.supernet.state_dict()))
         replace(doing.blueprint, genotype=found.genotype).write(folder)
         write_json(folder / OPTIONS, asdict(replace(config, seed=seed)))
         write_json(folder / FOUND, asdict(found))
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    run.accelerator.wait_for_everyone()
+
+    doing.finish(folder, write)
     return found
-
-
-def read_found(folder: Path) -> Found:
-    """Return what a search left in its folder.
-
-    Raises:
-        RunError: it left nothing, or something else.
-    """
-    try:
-        return read_dataclass(folder / FOUND, Found)
-    except RunError as error:
-        raise RunError(f"{error}; allowed: the run folder of a search that is done") from None
-
-
-def read_config(folder: Path) -> SearchConfig:
-    """Return the options of the search that was done in a folder, with its own seed.
-
-    Raises:
-        RunError: it left nothing, or something else.
-    """
-    try:
-        return read_dataclass(folder / OPTIONS, SearchConfig)
-    except RunError as error:
-        raise RunError(f"{error}; allowed: the run folder of a search that is done") from None
 
 
 def say(run: Run, text: str) -> None:

@@ -8,10 +8,10 @@ if TYPE_CHECKING:  # a list of names needs no torch
     from bdp_nas.spaces.space import Space
 
 SPACES = {
-    "nasbench201": "bdp_nas.spaces.nasbench201:NASBench201",
-    "darts": "bdp_nas.spaces.darts:Darts",
-    "mobilenet": "bdp_nas.spaces.mobilenet:MobileNet",
-    "macro": "bdp_nas.spaces.macro:Macro",
+    "nasbench201": "bdp_nas.spaces.nasbench201:NASBench201Space",
+    "darts": "bdp_nas.spaces.darts:DartsSpace",
+    "mobilenet": "bdp_nas.spaces.mobilenet:MobileNetSpace",
+    "macro": "bdp_nas.spaces.macro:MacroSpace",
 }
 
 

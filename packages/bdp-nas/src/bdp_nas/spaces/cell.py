@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdp_nas.genotype import Cell
-from bdp_nas.spaces.operations import KERNELS, NONE, OPERATIONS, Activated, ReLUConvBN, channel_shuffle, drop_path
+from bdp_nas.genotype import NONE, Cell
+from bdp_nas.spaces.operations import BUILDERS, KERNELS, Activated, ReLUConvBN, channel_shuffle, drop_path
 from bdp_nas.spaces.space import Derived, Mix, load
 
 
@@ -72,7 +72,7 @@ class MixedEdges(nn.Module):
         """Return one module for all edges, or a list of one for each."""
         if name in KERNELS:
             return ReLUConvBN(self.mixed, self.mixed, KERNELS[name], self.stride, affine=False, copies=self.edges)
-        made = [OPERATIONS[name](self.mixed, self.stride, affine=False) for _ in range(self.edges)]
+        made = [BUILDERS[name](self.mixed, self.stride, affine=False) for _ in range(self.edges)]
         if any(True for _ in made[0].parameters()):
             return nn.ModuleList(made)
         if norm_pools and "pool" in name:
@@ -193,7 +193,7 @@ class DerivedCell(Derived):
             if operation != NONE
         ]
         self.operations = nn.ModuleList(
-            OPERATIONS[operation](channels, stride(source), affine=True) for operation, source, _ in self.chosen
+            BUILDERS[operation](channels, stride(source), affine=True) for operation, source, _ in self.chosen
         )
 
     def forward(self, states: Sequence[Tensor], drop: float) -> list[Tensor]:

@@ -57,7 +57,7 @@ class ChosenBlock(Derived):
         load(self.operation, mixture.operations[self.name].state_dict())
 
 
-class Skeleton(nn.Module):
+class ChainSkeleton(nn.Module):
     """Stem, blocks, head with the classifier."""
 
     def __init__(self, stem: nn.Module, blocks: Sequence[nn.Module], head: nn.Module) -> None:
@@ -127,7 +127,7 @@ class ChainSpace(Space):
         blocks = [
             ChosenBlock(name, self.operation(name, place, affine=True)) for name, place in zip(names, self.places(size))
         ]
-        return Network(Skeleton(self.stem(size), blocks, self.head(size)), self.genotype(names))
+        return Network(ChainSkeleton(self.stem(size), blocks, self.head(size)), self.genotype(names))
 
 
 class ChainSupernet(Supernet):
@@ -141,7 +141,7 @@ class ChainSupernet(Supernet):
             MixedBlock({name: space.operation(name, place, affine=False) for name in place.operations})
             for place in self.places
         ]
-        self.body = Skeleton(space.stem(size), blocks, space.head(size))
+        self.body = ChainSkeleton(space.stem(size), blocks, space.head(size))
 
     def genotype(self) -> str:
         """Return the operation with the largest α in every block."""

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bdp_nas.genotype import Cell, check_names, format_cell, parse_cell, sort_edges
+from bdp_nas.genotype import NONE, Cell, check_names, format_cell, parse_cell, sort_edges
 from bdp_nas.spaces.cell import DerivedCell, Graph, MixedCell
-from bdp_nas.spaces.operations import NONE, FactorizedReduce, ReLUConvBN, conv
+from bdp_nas.spaces.operations import FactorizedReduce, ReLUConvBN, conv
 from bdp_nas.spaces.space import Mix, Network, Size, Space, Supernet, first_largest
 
 OPERATIONS = (
@@ -139,7 +139,7 @@ class AuxiliaryHead(nn.Module):
         return self.body(F.avg_pool2d(x, 5, 3) if x.shape[-2:] == (8, 8) else F.adaptive_avg_pool2d(x, 2))
 
 
-class Skeleton(nn.Module):
+class DartsSkeleton(nn.Module):
     """Stem, cells of which those at one and two thirds reduce, classifier.
 
     Args:
@@ -195,7 +195,7 @@ class DartsSupernet(Supernet):
         def make(width: int, reduction: bool) -> MixedCell:
             return MixedCell(GRAPH, OPERATIONS, width, stride(reduction), partial, norm_pools=True)
 
-        self.body = Skeleton(size, make, affine=False)
+        self.body = DartsSkeleton(size, make, affine=False)
 
     def genotype(self) -> str:
         """Return the cells of the mixture, with edge normalisation of the product with softmax(β)."""
@@ -213,7 +213,7 @@ class DartsSupernet(Supernet):
         return chosen
 
 
-class Darts(Space):
+class DartsSpace(Space):
     """The space of DARTS."""
 
     name = "darts"
@@ -222,6 +222,10 @@ class Darts(Space):
     def operations(self, genotype: str) -> tuple[str, ...]:
         """Return the 8 operations of the normal cell, then those of the reduction cell."""
         return tuple(operation for cell in parse(genotype) for node in cell for operation, _ in node)
+
+    def cells(self, genotype: str) -> dict[str, Cell]:
+        """Return the normal and the reduction cell."""
+        return dict(zip(CELLS, parse(genotype)))
 
     def supernet(self, size: Size, partial: int = 1) -> DartsSupernet:
         """Return a new supernet."""
@@ -234,5 +238,5 @@ class Darts(Space):
         def make(width: int, reduction: bool) -> DerivedCell:
             return DerivedCell(GRAPH, reduce if reduction else normal, width, stride(reduction))
 
-        body = Skeleton(size, make, affine=True, auxiliary=auxiliary)
+        body = DartsSkeleton(size, make, affine=True, auxiliary=auxiliary)
         return Network(body, format_genotype(normal, reduce))

@@ -18,7 +18,7 @@ LAST = 1280  # with a stem of 32
 EPS = 1e-5
 
 
-class Macro(ChainSpace):
+class MacroSpace(ChainSpace):
     """The space of NAS-Bench-Macro."""
 
     name = "macro"

@@ -33,7 +33,7 @@ def scaled(width: int, size: Size) -> int:
     return max(1, round(width * size.channels / STEM))
 
 
-class MobileNet(ChainSpace):
+class MobileNetSpace(ChainSpace):
     """The space of ProxylessNAS."""
 
     name = "mobilenet"

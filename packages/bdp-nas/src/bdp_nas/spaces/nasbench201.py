@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from bdp_nas.genotype import format_cell, parse_cell
+from bdp_nas.genotype import Cell, format_cell, parse_cell
 from bdp_nas.spaces.cell import DerivedCell, Graph, MixedCell
 from bdp_nas.spaces.operations import ReLUConvBN, conv
 from bdp_nas.spaces.space import Mix, Network, Size, Space, Supernet, first_largest, refuse_auxiliary
@@ -105,7 +105,7 @@ class ReducingBlock(nn.Module):
         return self.body(x) + self.shortcut(x)
 
 
-class Skeleton(nn.Module):
+class NASBench201Skeleton(nn.Module):
     """Stem, three stages of cells with a reducing block before the second and third, classifier."""
 
     def __init__(self, size: Size, cell: Callable[[int], nn.Module]) -> None:
@@ -133,7 +133,7 @@ class NASBench201Supernet(Supernet):
 
     def __init__(self, space: Space, size: Size, partial: int = 1) -> None:
         super().__init__(space, size, {CELL: (OPERATIONS, len(GRAPH.edges))}, partial, GRAPH.arriving)
-        self.body = Skeleton(size, lambda width: MixedCell(GRAPH, OPERATIONS, width, partial=partial))
+        self.body = NASBench201Skeleton(size, lambda width: MixedCell(GRAPH, OPERATIONS, width, partial=partial))
 
     def genotype(self) -> str:
         """Return the operation with the largest α on every edge, ``none`` included."""
@@ -144,7 +144,7 @@ class NASBench201Supernet(Supernet):
         return {CELL: list(genotype_to_columns(genotype))}
 
 
-class NASBench201(Space):
+class NASBench201Space(Space):
     """The space of NAS-Bench-201."""
 
     name = "nasbench201"
@@ -154,6 +154,10 @@ class NASBench201(Space):
         """Return the operations on the 6 edges."""
         return tuple(OPERATIONS[column] for column in genotype_to_columns(genotype))
 
+    def cells(self, genotype: str) -> dict[str, Cell]:
+        """Return the one cell."""
+        return {CELL: parse_cell(columns_to_genotype(genotype_to_columns(genotype)), OPERATIONS)}
+
     def supernet(self, size: Size, partial: int = 1) -> NASBench201Supernet:
         """Return a new supernet."""
         return NASBench201Supernet(self, size, partial)
@@ -161,5 +165,5 @@ class NASBench201(Space):
     def network(self, genotype: str, size: Size, auxiliary: bool = False) -> Network:
         """Return the new network of a genotype; it has the parameters of the benchmark's, dead edges included."""
         refuse_auxiliary(self, auxiliary)
-        cell = parse_cell(columns_to_genotype(genotype_to_columns(genotype)), OPERATIONS)
-        return Network(Skeleton(size, lambda width: DerivedCell(GRAPH, cell, width)), format_cell(cell))
+        cell = self.cells(genotype)[CELL]
+        return Network(NASBench201Skeleton(size, lambda width: DerivedCell(GRAPH, cell, width)), format_cell(cell))

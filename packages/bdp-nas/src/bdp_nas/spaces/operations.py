@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NONE = "none"  # is never computed
-
 
 def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
     """Return a convolution that keeps the size, up to the stride."""
@@ -106,7 +104,7 @@ KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 """Plain convolutions: those that leave one state read the same input, so they run as one. Separable ones do not: as
 grouped convolutions they took about twice as long at 16 channels (one process on CPU, batch 64)."""
 
-OPERATIONS: dict[str, Callable[..., nn.Module]] = {
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "max_pool_3x3": max_pool,
     "avg_pool_3x3": average_pool,
     "skip_connect": skip,
@@ -117,7 +115,7 @@ OPERATIONS: dict[str, Callable[..., nn.Module]] = {
     "nor_conv_1x1": lambda channels, stride, *, affine: ReLUConvBN(channels, channels, 1, stride, affine=affine),
     "nor_conv_3x3": lambda channels, stride, *, affine: ReLUConvBN(channels, channels, 3, stride, affine=affine),
 }
-"""Operations of cells by name; each is made from (channels, stride, affine=) and keeps the number of channels."""
+"""What builds the operations of cells, by name, from (channels, stride, affine=); all keep the number of channels."""
 
 
 class MBConv(nn.Module):

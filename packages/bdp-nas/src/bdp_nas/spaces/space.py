@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from bdp_nas.genotype import Cell, is_dead
+
 ONE_HOT = -1e4
 """α of the operations that are not chosen: its exponential is 0, and unlike −∞ it survives an optimizer's decay."""
 
@@ -161,7 +163,7 @@ class Supernet(nn.Module, ABC):
         """Return the network of a genotype, by default of this supernet's, with the supernet's weights.
 
         Its batch norms have a scale and a shift, 1 and 0; their running statistics are those of the mixture, so they
-        need recalibration or training before the network is evaluated.
+        need :func:`calibrate` or training before the network is evaluated.
 
         Raises:
             ValueError: the genotype is none of this supernet, or its operations have fewer channels (``partial``).
@@ -192,6 +194,22 @@ class Space(ABC):
             ValueError: a genotype that does not parse.
         """
 
+    def cells(self, genotype: str) -> dict[str, Cell]:
+        """Return the cells of a genotype by name; none where it is a chain of blocks.
+
+        Raises:
+            ValueError: a genotype that does not parse.
+        """
+        return {}
+
+    def is_dead(self, genotype: str) -> bool:
+        """Return whether a cell of a genotype passes nothing on.
+
+        Raises:
+            ValueError: a genotype that does not parse.
+        """
+        return any(map(is_dead, self.cells(genotype).values()))
+
     @abstractmethod
     def supernet(self, size: Size, partial: int = 1) -> Supernet:
         """Return a new supernet.
@@ -216,6 +234,27 @@ class Space(ABC):
         Raises:
             ValueError: a genotype that does not parse, or an auxiliary head where the space has none.
         """
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, images: Tensor, batch_size: int = 64) -> None:
+    """Replace the running statistics of batch norms by their means over batches of these images.
+
+    Args:
+        network: as :meth:`Supernet.derive` returns it; afterwards in training mode.
+        images: as the network takes them, ``(N, C, H, W)``.
+        batch_size: images in a batch.
+    """
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over batches
+    network.train()
+    for batch in images.split(batch_size):
+        network(batch)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 def load(module: nn.Module, state: dict[str, Tensor]) -> None:

@@ -1,28 +1,31 @@
-"""N processes that search as one: gradients are means over all, and every batch is computed in the same parts.
+"""N processes that search as one: gradients are means over all, every batch is computed in the same parts.
 
 What a sum of floating-point numbers is depends on its order, and a search soon makes much of little: two that differ in
 the last bit keep other samples after a few epochs. So that two processes keep the very samples that one does, a batch
-is divided into parts, each with batch norms of its own, whoever computes them.
+is divided into parts, each with batch norms of its own, whoever computes them. Without a process group nothing here
+sends a message.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bdp_nas.searchers.searcher import alone
+T = TypeVar("T")
 
 
-def averaging(accelerator: Accelerator) -> Callable[[Sequence[Tensor]], None]:
-    """Return what replaces tensors, in place, by their means over all processes."""
-    return alone if accelerator.num_processes == 1 else average
+def in_group() -> bool:
+    """Return whether this process is one of a group."""
+    return dist.is_available() and dist.is_initialized()
 
 
 @torch.no_grad()  # torch before 2.8 lets a gradient of zeros require one
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace tensors, in place, by their means over the processes, in one message."""
+    if not in_group() or dist.get_world_size() == 1:
+        return
     message = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(message)
     message /= dist.get_world_size()
@@ -35,3 +38,21 @@ def divide(model: nn.Module, parts: int) -> None:
     whole = model.forward
     if parts > 1:
         model.forward = lambda images: torch.cat([whole(part) for part in images.chunk(parts)])
+
+
+def of_all(value: T) -> list[T]:
+    """Return every process's value, by rank."""
+    if not in_group():
+        return [value]
+    found = [value] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def of_first(value: T) -> T:
+    """Return rank 0's value: what processes on unlike hardware compute can differ in the last bit."""
+    if not in_group():
+        return value
+    choice = [value]
+    dist.broadcast_object_list(choice, src=0)
+    return choice[0]

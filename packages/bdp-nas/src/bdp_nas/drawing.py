@@ -1,4 +1,10 @@
-"""Pictures of a search: cells as graphs, α over time, kept samples per class, walls of pictures."""
+"""Pictures of a search: cells as graphs, α over time, kept samples per class.
+
+    genotype_plot("nasbench201", supernet.genotype()).savefig("cell.svg")
+    alpha_plot(panels(supernet, mixtures)).savefig("alpha.svg")  # mixtures: supernet.mixture() after every epoch
+
+All of them need matplotlib.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,17 +16,16 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Plot
 from matplotlib.patches import FancyArrowPatch
-from numpy.typing import NDArray
-from PIL.Image import Image
+from numpy.typing import ArrayLike, NDArray
 
-from bdp_nas.genotype import Cell, parse_cell
+from bdp_nas.genotype import NONE, Cell, states_of
 from bdp_nas.spaces import get_space
-from bdp_nas.spaces.operations import NONE, OPERATIONS
-from frugal_shared.report import grid
+from bdp_nas.spaces.cell import MixedCell
+from bdp_nas.spaces.operations import BUILDERS
+from bdp_nas.spaces.space import Supernet
 
 COLOURS = [colormaps["tab10"](number) for number in range(10)]
 BEND = 0.5  # how far an arc leaves the row of states, relative to its span
-TILE = 32  # least side of a picture in a wall, in pixels
 MANY, NARROW, WIDE = 9, 3, 7  # so many panels stand in narrow rows, more in wide ones
 
 
@@ -39,20 +44,13 @@ class Panel:
     weights: NDArray[np.floating]
 
 
-def cells_in(space: str, genotype: str) -> dict[str, Cell]:
-    """Return the cells of a genotype by name; none where it is a chain of blocks.
+def genotype_plot(space: str, genotype: str) -> Plot:
+    """Return a genotype as one graph for each of its cells, or as a row of blocks; ``none`` is not drawn.
 
     Raises:
         ValueError: an unknown space, or a genotype that does not parse.
     """
-    operations = get_space(space).operations(genotype)
-    named = [part.rpartition("=") for part in genotype.split() if "|" in part]
-    return {name or "cell": parse_cell(text, operations) for name, _, text in named}
-
-
-def genotype_plot(space: str, genotype: str) -> Plot:
-    """Return a genotype as one graph for each of its cells, or as a row of blocks; ``none`` is not drawn."""
-    cells = cells_in(space, genotype)
+    cells = get_space(space).cells(genotype)
     if not cells:
         plot = Plot(figsize=(6.4, 1.6), layout="constrained")
         draw_chain(plot.subplots(), get_space(space).operations(genotype))
@@ -64,14 +62,9 @@ def genotype_plot(space: str, genotype: str) -> Plot:
     return plot
 
 
-def states_of(cell: Cell) -> int:
-    """Return the number of states of a cell: those from outside are the sources of its first node."""
-    return 1 + max(source for _, source in cell[0]) + len(cell)
-
-
 def colours_of(operations: Iterable[str]) -> dict[str, tuple[float, ...]]:
     """Return a colour for each operation, those of cells always the same."""
-    known = (NONE, *OPERATIONS)
+    known = (NONE, *BUILDERS)
     order = (*known, *sorted(set(operations).difference(known)))
     return {name: COLOURS[order.index(name) % len(COLOURS)] for name in operations}
 
@@ -115,6 +108,32 @@ def draw_chain(axes: Axes, operations: Sequence[str]) -> None:
     axes.axis("off")
 
 
+def panels(supernet: Supernet, mixtures: Sequence[Mapping[str, ArrayLike]]) -> list[Panel]:
+    """Return the mixture of every edge over time.
+
+    Args:
+        supernet: which was searched.
+        mixtures: what its ``mixture`` gave after every epoch.
+    """
+    made = []
+    for kind, operations in supernet.operations.items():
+        weights = np.array([mixture[kind] for mixture in mixtures])  # (T, edges, operations)
+        names = edge_names(supernet, kind, weights.shape[1])
+        made += [Panel(name, operations, weights[:, edge]) for edge, name in enumerate(names)]
+    return made
+
+
+def edge_names(supernet: Supernet, kind: str, count: int) -> list[str]:
+    """Return the names of the edges of a kind of cell; the states before the first node are called in."""
+    graph = next((module.graph for module in supernet.modules() if isinstance(module, MixedCell)), None)
+    if graph is None:
+        return [kind] if count == 1 else [f"{kind} {number}" for number in range(count)]
+    before = f"{kind} " if len(supernet.operations) > 1 else ""
+    names = [f"in {number}" if graph.inputs > 1 else "in" for number in range(graph.inputs)]
+    names += [str(node + 1) for node in range(graph.nodes)]
+    return [f"{before}{names[source]} → {node + 1}" for source, node in graph.edges]
+
+
 def alpha_plot(panels: Sequence[Panel]) -> Plot:
     """Return the mixture weights over time, a panel for each edge."""
     columns = min(len(panels), NARROW if len(panels) <= MANY else WIDE)
@@ -153,14 +172,3 @@ def class_plot(kept: Mapping[str, NDArray[np.integer]], names: Sequence[str]) ->
     panels.flat[0].set_ylabel("samples", fontsize=8)
     plot.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     return plot
-
-
-def wall(images: NDArray[np.floating], columns: int = 12) -> Image:
-    """Return pictures side by side.
-
-    Args:
-        images: ``(N, C, H, W)`` in [0, 1], grey or colour.
-        columns: pictures in a row.
-    """
-    shown = np.moveaxis(images if images.shape[1] == 3 else images[:, :1].repeat(3, axis=1), 1, -1)
-    return grid(shown, columns, max(1, TILE // shown.shape[1]))

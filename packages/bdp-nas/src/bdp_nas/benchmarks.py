@@ -11,22 +11,20 @@ table has their means over the seeds after the last epoch.
 """
 
 import bz2
+import os
 import pickle
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from bdp_nas.spaces.nasbench201 import OPERATIONS, genotype_to_columns
 from bdp_nas.table import Table
-from frugal_shared.errors import UsageError
 
 SETS = {
     "cifar10": (("cifar10-valid", "x-valid"), ("cifar10", "ori-test")),
@@ -49,24 +47,29 @@ PLAIN = {
 """What a file may name besides Python's plain values."""
 
 
-def read_benchmark(source: Path, epochs: int = 200) -> Table:
+def read_benchmark(
+    source: str | os.PathLike[str], epochs: int = 200, watch: Callable[[Sequence[Path]], Iterable[Path]] = iter
+) -> Table:
     """Return the table of a benchmark's files.
 
     Args:
         source: as above, or whatever :meth:`bdp_nas.table.Table.load` reads.
         epochs: 12 or 200, of the trainings.
+        watch: passes on the 15,625 files of a folder one by one, to show how far they are; such as ``tqdm``.
 
     Raises:
-        ValueError: files that cannot be read, or of another form.
+        ValueError: files that cannot be read, or of another form, or another number of epochs.
     """
+    source = Path(source)
+    if epochs not in RECIPES:
+        raise ValueError(f"epochs={epochs!r} is not possible; allowed: {', '.join(map(str, RECIPES))}")
     if source.is_dir():
         files = sorted(path for path in source.glob("*.pbz2") if re.fullmatch(r"\d+\.pickle", path.stem))
         if not files:
-            raise UsageError(
+            raise ValueError(
                 f"{str(source)!r} has no files as 000000.pickle.pbz2; allowed: an unpacked NATS-tss folder"
             )
-        watched = track(files, "reading", console=Console(stderr=True), transient=True)
-        return table_of((unpickle(path) for path in watched), epochs, source)
+        return table_of((unpickle(path) for path in watch(files)), epochs, source)
     if source.suffix == ".pth":
         return table_of(architectures(load_torch(source), source), epochs, source)
     if source.suffix in PICKLED and source.is_file():
@@ -78,24 +81,24 @@ def table_of(infos: Iterable[Mapping[str, Any]], epochs: int, source: Path) -> T
     """Return the table of architectures, each a mapping from recipes to what came out.
 
     Raises:
-        UsageError: a mapping of another form, or no architecture.
+        ValueError: a mapping of another form, or no architecture.
     """
     operations, accuracies = [], []
     try:
         for info in infos:
             recipe = next(info[name] for name in RECIPES[epochs] if name in info)
             operations.append(genotype_to_columns(recipe["arch_str"]))
-            accuracies.append([[accuracy(recipe, *where) for where in pair] for pair in SETS.values()])
+            accuracies.append([[mean_accuracy(recipe, *where) for where in pair] for pair in SETS.values()])
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
-        raise UsageError(f"{str(source)!r} lacks {error}; allowed: a benchmark's own file") from None
+        raise ValueError(f"{str(source)!r} lacks {error}; allowed: a benchmark's own file") from None
     if not operations:
-        raise UsageError(f"{str(source)!r} has no architectures; allowed: a benchmark's own file")
+        raise ValueError(f"{str(source)!r} has no architectures; allowed: a benchmark's own file")
     columns = np.array(accuracies).transpose(2, 0, 1)
     names, datasets = np.array(OPERATIONS), np.array(list(SETS))
     return Table("nasbench201", names, np.array(operations, np.uint8), datasets, columns[0], columns[1])
 
 
-def accuracy(recipe: Mapping[str, Any], dataset: str, part: str) -> float:
+def mean_accuracy(recipe: Mapping[str, Any], dataset: str, part: str) -> float:
     """Return the mean accuracy in percent over the seeds, after the last epoch."""
     trials = [recipe["all_results"][dataset, seed] for seed in recipe["dataset_seed"][dataset]]
     return float(np.mean([trial["eval_acc1es"][f"{part}@{trial['epochs'] - 1}"] for trial in trials]))
@@ -104,7 +107,7 @@ def accuracy(recipe: Mapping[str, Any], dataset: str, part: str) -> float:
 def architectures(content: Any, source: Path) -> Iterable[Mapping[str, Any]]:
     """Return the architectures of a file that holds all."""
     if not isinstance(content, Mapping) or not isinstance(content.get("arch2infos"), Mapping):
-        raise UsageError(f"{str(source)!r} lacks 'arch2infos'; allowed: a benchmark's own file")
+        raise ValueError(f"{str(source)!r} lacks 'arch2infos'; allowed: a benchmark's own file")
     return content["arch2infos"].values()
 
 
@@ -122,7 +125,7 @@ def unpickle(path: Path) -> Any:
     """Read a pickle of plain values.
 
     Raises:
-        UsageError: it cannot be read, or holds something else.
+        ValueError: it cannot be read, or holds something else.
     """
     try:
         with bz2.open(path) if path.suffix == ".pbz2" else path.open("rb") as file:
@@ -135,7 +138,7 @@ def load_torch(path: Path) -> Any:
     """Read a file of ``torch.save`` with plain values.
 
     Raises:
-        UsageError: it cannot be read, or holds something else.
+        ValueError: it cannot be read, or holds something else.
     """
     try:
         numbers: list[Any] = [SCALAR, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType]
@@ -146,6 +149,6 @@ def load_torch(path: Path) -> Any:
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: Exception) -> UsageError:
+def _unreadable(path: Path, error: Exception) -> ValueError:
     why = " ".join(str(error).split())[:120] or type(error).__name__
-    return UsageError(f"{str(path)!r} cannot be read ({why}); allowed: a benchmark's own file, of plain values")
+    return ValueError(f"{str(path)!r} cannot be read ({why}); allowed: a benchmark's own file, of plain values")

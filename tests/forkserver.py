@@ -168,8 +168,8 @@ VERBS = {
 
 
 def stable(path):
-    """Return a path without the random part of a temporary name."""
-    return re.sub(r"(^|/)(\.[^/]+)\.[a-z0-9_]{8}$", r"\1\2", path)
+    """Return a path without the random parts of temporary names."""
+    return re.sub(r"(^|/)(\.[^/]+)\.[a-z0-9_]{8}(?=/|$)", r"\1\2", path)
 
 
 def die(_):

@@ -1,14 +1,18 @@
 import json
 import math
+import os
 import pickle
 import shutil
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from frugal_shared.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, whole_folder, write_bytes
+from frugal_shared.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from frugal_shared.errors import RunError
+from frugal_shared.writing import whole_folder, write_bytes, write_new
 
 TREE = {
     "model": {"layer.weight": torch.arange(6.0).reshape(2, 3), "half": torch.ones(2, dtype=torch.bfloat16)},
@@ -132,7 +136,7 @@ def test_torn_and_missing_files_are_noticed(name, two):
     assert refused(path.parent)
 
 
-@pytest.mark.parametrize("state", ["[]", "3", "null", "{}", '{"format": 2, "step": 1, "sha256": "", "tree": {}}'])
+@pytest.mark.parametrize("state", ["[]", "3", "null", "{}", '{"format": 1, "step": 1, "sha256": "", "tree": {}}'])
 def test_foreign_json_is_refused(state, two):
     (two / "step-00000020" / "state.json").write_text(state)
     assert refused(two / "step-00000020")
@@ -143,6 +147,86 @@ def test_foreign_folders_and_files_are_passed_over(two):
     (two / "step-00000040").write_text("a file")
     (two / "step-by-step.txt").write_text("notes")
     assert latest_checkpoint(two)[0] == 20
+
+
+def spoil(path, how):
+    """Make a checkpoint one that cannot be read."""
+    if how == "torn":
+        (path / "tensors.safetensors").write_bytes(b"")
+    if how == "newer":
+        state = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(json.dumps(state | {"format": 2}))
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_torn_newest_is_passed_over_and_that_is_said(two, caplog):
+    spoil(two / "step-00000020", "torn")
+    before = files(two)
+    assert latest_checkpoint(two)[0] == 10
+    [line] = caplog.messages
+    assert str(two / "step-00000020") in line and line.endswith("; going on from step 10")
+    assert files(two) == before
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "named"),
+    [
+        ({10: "torn", 20: "torn"}, 10),
+        ({20: "newer"}, 20),
+        ({10: "newer", 20: "torn"}, 10),
+        ({10: "newer", 20: "newer"}, 20),
+    ],
+)
+def test_what_else_cannot_be_read_ends_the_run_and_stays(two, spoilt, named):
+    for step, how in spoilt.items():
+        spoil(two / f"step-{step:08d}", how)
+    before = files(two)
+    with pytest.raises(RunError) as error:
+        latest_checkpoint(two)
+    assert str(two / f"step-{named:08d}") in str(error.value) and "\n" not in str(error.value)
+    assert files(two) == before
+
+
+def test_a_torn_only_one_ends_the_run(tmp_path):
+    spoil(save_checkpoint(tmp_path, 10, {}), "torn")
+    with pytest.raises(RunError, match=r"step-00000010' is torn: .*; to go on without it, move it away"):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+@pytest.mark.parametrize("name", ["read_bytes", "read_text"])
+def test_a_bad_read_is_not_a_torn_checkpoint(two, monkeypatch, error, name):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Path, name, fail)
+    with pytest.raises(RunError, match=rf"step-00000020' cannot be read: .*{error.strerror}"):
+        latest_checkpoint(two)
+
+
+def test_checkpoints_that_may_not_be_listed_are_not_absent(two, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(RunError, match=r"cannot be listed: .*Permission denied"):
+        latest_checkpoint(two)
+
+
+@pytest.mark.parametrize("how", ["torn", "newer"])
+def test_saving_never_deletes_what_cannot_be_read(two, how):
+    for path in two.iterdir():
+        spoil(path, how)
+    before = sorted(files(two).values())
+    for step in (15, 20, 25, 30):
+        save_checkpoint(two, step, {"note": "new"}, keep=1)
+    after = sorted(files(two).values())
+    assert [data for data in after if data in before] == before
+    assert [name for name in steps(two) if name.startswith("step-")] == ["step-00000010", "step-00000030"]
+    assert latest_checkpoint(two)[0] == 30
 
 
 class Bomb:
@@ -186,7 +270,9 @@ def test_new_checkpoint_outlives_torn_later_ones(two):
     (two / "step-00000020" / "state.json").write_text("")
     (two / "step-by-step").mkdir()
     save_checkpoint(two, 15, {}, keep=1)
-    assert steps(two) == ["step-00000015", "step-by-step"]
+    aside, *rest = steps(two)
+    assert rest == ["step-00000015", "step-by-step"]
+    assert aside.startswith("aside-step-00000020-")
     assert latest_checkpoint(two)[0] == 15
 
 
@@ -219,6 +305,88 @@ def test_a_folder_that_could_not_be_filled_leaves_the_old_one_alone(tmp_path):
         raise OSError(28, "No space left on device")
     assert (target / "weights").read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that it meant to do is done."""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_killed_while_replacing_leaves_the_old_or_the_new(two, monkeypatch, renames):
+    done, rename, rmtree = [], Path.rename, shutil.rmtree
+
+    def count(path, target):
+        if len(done) >= renames:
+            raise Killed
+        done.append(target)
+        return rename(path, target)
+
+    def remove(path, **options):
+        if len(done) >= renames:
+            raise Killed
+        rmtree(path, **options)
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(Path, "rename", count)
+        patch.setattr(shutil, "rmtree", remove)
+        save_checkpoint(two, 20, {"note": "again"})
+    step, tree = latest_checkpoint(two)
+    assert (step, tree["note"]) == (20, "again" if renames == 2 else "twenty")
+    save_checkpoint(two, 30, {})
+    assert steps(two) == ["step-00000010", "step-00000020", "step-00000030"]
+
+
+def test_two_fill_the_same_folder_apart(tmp_path):
+    target = tmp_path / "pipeline"
+    with whole_folder(target) as one:
+        (one / "weights").write_text("one")
+        with whole_folder(target) as other:
+            assert not list(other.iterdir())
+            (other / "weights").write_text("other")
+        assert (target / "weights").read_text() == "other"
+    assert (target / "weights").read_text() == "one"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no umask")
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
+)
+def test_the_umask_says_who_may_read(tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        path = save_checkpoint(tmp_path, 1, {})
+        write_new(tmp_path / "manifest.json", b"{}")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == folder
+    for written in (path / "state.json", tmp_path / "manifest.json"):
+        assert written.stat().st_mode & 0o777 == file
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_of_all_who_write_a_new_file_at_once_one_does(tmp_path, monkeypatch, links):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:  # as on exFAT
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path, start, wrote = tmp_path / "manifest.json", threading.Barrier(8), []
+
+    def write(number):
+        start.wait()
+        with suppress(FileExistsError):
+            write_new(path, b"%d" % number)
+            wrote.append(number)
+
+    threads = [threading.Thread(target=write, args=[number]) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() == b"%d" % wrote[0]
+    assert len(wrote) == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_folder_without_checkpoints(tmp_path):

@@ -3,102 +3,58 @@
 A checkpoint is a folder ``step-00001200`` with ``tensors.safetensors`` and ``state.json``. It holds a *tree*: dicts and
 lists of tensors and plain values, such as ``{"model": model.state_dict(), "optimizer": optimizer.state_dict()}``; a
 tuple comes back as a list. The JSON keeps the tree's shape and the hash of both files; reading it executes nothing.
+
+What cannot be read is never deleted: a run that goes on without it renames it to ``aside-step-00001200-…``.
 """
 
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
 from frugal_shared.errors import RunError
+from frugal_shared.notices import warn
+from frugal_shared.reading import read_json as read_json
+from frugal_shared.writing import put_back, whole_folder, write_bytes, write_json
 
 FORMAT = 1
+TENSORS, STATE = "tensors.safetensors", "state.json"
 _TENSOR = "__tensor__"
 _PAIRS = "__pairs__"  # a dict whose keys are not strings, e.g. an optimizer's state by parameter number
+# what is raised where a file holds something else than what was written, or is not there
+_TORN = (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, LookupError, TypeError, RecursionError)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, and nothing between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # noqa: PTH101 (mkstemp made it 0600)
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON, atomically (see :func:`write_bytes`)."""
-    write_bytes(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
-
-
-def read_json(path: Path, kind: type = dict) -> Any:
-    """Return the object (or what ``kind`` says: the list) that a JSON file holds.
-
-    Raises:
-        RunError: the file is missing, torn, or holds something else; the message names it.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise RunError(f"{str(path.parent)!r} has no {path.name}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path.name} in {str(path.parent)!r} cannot be read: {error}") from error
-    if not isinstance(value, kind):
-        raise RunError(f"{path.name} in {str(path.parent)!r} holds no {'object' if kind is dict else kind.__name__}")
-    return value
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a hidden folder to fill, which then takes the place of ``path``; if filling it fails, it is removed."""
-    temporary = path.with_name(f".{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+class TornError(RunError):
+    """A checkpoint does not hold what was written, as after a power cut."""
 
 
 def save_checkpoint(folder: Path, step: int, tree: Any, *, keep: int = 3) -> Path:
     """Write ``tree`` as checkpoint ``step`` below ``folder``, keep the newest ``keep``, return the new one's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    put_back(folder, "step-*")
     for torn in folder.glob(".step-*"):
-        shutil.rmtree(torn)
+        shutil.rmtree(torn, ignore_errors=True)
     tensors: dict[str, torch.Tensor] = {}
     shape = _pack(tree, "", tensors)
     data = save_bytes(tensors)
     target = folder / f"step-{step:08d}"
+    _set_aside(folder, step)
     with whole_folder(target) as temporary:
-        write_bytes(temporary / "tensors.safetensors", data)
+        write_bytes(temporary / TENSORS, data)
         state = {"format": FORMAT, "step": step, "sha256": _digest(data, step, shape), "tree": shape}
-        write_json(temporary / "state.json", state)
-    paths = _checkpoints(folder)
-    newest = paths.index(target)  # what is later was torn, or the run would have gone on from there
-    for path in paths:
-        if path not in paths[: newest + 1][-keep:]:
-            shutil.rmtree(path)
+        write_json(temporary / STATE, state)
+    for path in [path for path in _checkpoints(folder) if _looks_whole(path)][:-keep]:
+        shutil.rmtree(path)
     return target
 
 
@@ -106,32 +62,87 @@ def load_checkpoint(path: Path) -> tuple[int, Any]:
     """Return ``(step, tree)`` of one checkpoint folder.
 
     Raises:
-        RunError: a file is missing, torn, changed, or of another format.
+        TornError: a file is missing, torn or changed.
+        RunError: a file may not or cannot be read, or is of a newer format.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
-        data = (path / "tensors.safetensors").read_bytes()
-        if state["format"] != FORMAT:
-            raise RunError(f"checkpoint {str(path)!r} has format {state['format']!r}; allowed: {FORMAT}")
-        if _digest(data, state["step"], state["tree"]) != state["sha256"]:
-            raise RunError(f"checkpoint {str(path)!r} is torn: it does not match its hash")
-        return int(state["step"]), _unpack(state["tree"], load_bytes(data))
-    except (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError) as error:
+        state = json.loads((path / STATE).read_text())
+        data = (path / TENSORS).read_bytes()
+        newer = isinstance(state["format"], int) and state["format"] > FORMAT
+        if not newer:
+            return _unpack_checked(state, data)
+    except (*_TORN, SafetensorError) as error:
+        raise TornError(f"checkpoint {str(path)!r} is torn: {error}") from error
+    except OSError as error:
         raise RunError(f"checkpoint {str(path)!r} cannot be read: {error}") from error
+    raise RunError(f"checkpoint {str(path)!r} has the newer format {state['format']!r}; allowed: {FORMAT}")
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, Any] | None:
-    """Return ``(step, tree)`` of the newest whole checkpoint below ``folder``; torn ones are passed over."""
-    for path in reversed(_checkpoints(folder)):
-        try:
-            return load_checkpoint(path)
-        except RunError:
-            continue
-    return None
+    """Return ``(step, tree)`` of the newest whole checkpoint below ``folder``, or None if there is no checkpoint.
+
+    The newest is passed over, with a warning, if it is torn and the one before it is whole.
+
+    Raises:
+        RunError: there are checkpoints and none of these two can be read; the message names the one to look at.
+    """
+    put_back(folder, "step-*")
+    paths = _checkpoints(folder)
+    try:
+        return _load_newest(paths) if paths else None
+    except RunError as error:
+        raise RunError(f"{error}; to go on without it, move it away") from error
+
+
+def _load_newest(paths: list[Path]) -> tuple[int, Any]:
+    try:
+        return load_checkpoint(paths[-1])
+    except TornError as error:
+        if len(paths) == 1:
+            raise
+        found = load_checkpoint(paths[-2])
+        warn(f"{error}; going on from step {found[0]}")
+        return found
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-[0-9]*"))
+    """Return the checkpoints below a folder, the newest last."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 (Path.glob finds nothing where nothing may be listed)
+        found = [folder / name for name in names if re.fullmatch(r"step-\d{8,}", name) and (folder / name).is_dir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"checkpoints in {str(folder)!r} cannot be listed: {error}") from error
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints that a run has passed over which now saves at ``step``."""
+    for path in _checkpoints(folder):
+        if _step(path) > step or (_step(path) == step and not _is_whole(path)):
+            path.rename(folder / f"aside-{path.name}-{secrets.token_hex(4)}")
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except RunError:
+        return False
+    return True
+
+
+def _looks_whole(path: Path) -> bool:
+    """Return whether a checkpoint can be read, as far as that is known without reading its tensors."""
+    try:
+        with safe_open(path / TENSORS, "pt"):
+            return json.loads((path / STATE).read_text())["format"] == FORMAT
+    except (*_TORN, OSError, SafetensorError):
+        return False
 
 
 def _digest(data: bytes, step: int, shape: Any) -> str:
@@ -155,6 +166,13 @@ def _pack(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__} (at {name or '/'!r})")
+
+
+def _unpack_checked(state: dict[str, Any], data: bytes) -> tuple[int, Any]:
+    """Return ``(step, tree)``; raise ValueError if this is not what was written."""
+    if state["format"] != FORMAT or _digest(data, state["step"], state["tree"]) != state["sha256"]:
+        raise ValueError("it does not match its hash")
+    return int(state["step"]), _unpack(state["tree"], load_bytes(data))
 
 
 def _unpack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

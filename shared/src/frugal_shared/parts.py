@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from frugal_shared.checkpoint import write_json
 from frugal_shared.run import Run
+from frugal_shared.writing import write_json
 
 Row = dict[str, Any]
 

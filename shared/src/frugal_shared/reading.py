@@ -1,13 +1,30 @@
-"""Dataclasses out of JSON files that somebody may have damaged or edited: every field is checked against its type."""
+"""JSON files that somebody may have damaged or edited; as dataclasses, every field is checked against its type."""
 
+import json
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from frugal_shared.checkpoint import read_json
 from frugal_shared.errors import RunError
 
 T = TypeVar("T")
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Return the object (or what ``kind`` says: the list) that a JSON file holds.
+
+    Raises:
+        RunError: the file is missing, torn, or holds something else; the message names it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"{str(path.parent)!r} has no {path.name}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path.name} in {str(path.parent)!r} cannot be read: {error}") from error
+    if not isinstance(value, kind):
+        raise RunError(f"{path.name} in {str(path.parent)!r} holds no {'object' if kind is dict else kind.__name__}")
+    return value
 
 
 def read_dataclass(path: Path, kind: type[T]) -> T:

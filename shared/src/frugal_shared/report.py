@@ -26,8 +26,9 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure as Plot
 from PIL import Image
 
-from frugal_shared.checkpoint import read_json, write_bytes, write_json
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.reading import read_json
+from frugal_shared.writing import write_bytes, write_json
 
 FORMAT = 1
 SUBTITLE = "Measured in one run on this machine: pictures first, then the figures, and the command that repeats them."

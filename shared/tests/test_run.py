@@ -1,14 +1,22 @@
+import errno
 import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from frugal_shared import claim
 from frugal_shared import run as run_module
 from frugal_shared.config import RunConfig
-from frugal_shared.errors import UsageError
+from frugal_shared.errors import RunError, UsageError
 from frugal_shared.run import Run
 
 
@@ -64,7 +72,8 @@ def test_manifest_reads_back_as_the_config(tmp_path):
 
 def test_folder_of_another_run_is_refused(finished):
     before = (finished / "manifest.json").read_bytes()
-    with pytest.raises(UsageError, match="already holds a run; allowed: another folder, or --resume"), start(finished):
+    told = "already holds a run; allowed: another folder, --resume, or --overwrite"
+    with pytest.raises(UsageError, match=told), start(finished):
         pass
     assert (finished / "manifest.json").read_bytes() == before
 
@@ -103,7 +112,7 @@ def test_resume_with_other_options_is_refused(finished, options, complaint):
     assert (finished / "manifest.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("options", [{"debug": True}, {"num_processes": 1}])
+@pytest.mark.parametrize("options", [{"debug": True}, {"num_processes": 1}, {"device": "cpu"}, {"timeout": 5}])
 def test_resume_may_change_what_changes_no_result(finished, options):
     with start(finished, resume=True, **options) as run:
         assert run.restore()[0] == 3
@@ -187,7 +196,7 @@ def test_failing_while_claiming_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_module, "write_json", full)
+    monkeypatch.setattr(claim, "write_new", full)
     with pytest.raises(OSError, match="No space left"), start(tmp_path / "new" / "run"):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -198,6 +207,202 @@ def test_failing_resumption_keeps_the_run(finished):
     with pytest.raises(LookupError):
         fail(start(finished, resume=True))
     assert sorted(finished.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_folder_in_use_is_refused(tmp_path, options):
+    with start(tmp_path / "run") as one:
+        one.save(1, {})
+        before = contents(one.folder)
+        told = f"in use by process {os.getpid()} on .*; allowed: another folder"
+        with pytest.raises(UsageError, match=told), start(one.folder, **options):
+            pass
+        assert contents(one.folder) == before
+    assert not (one.folder / ".lock").exists()
+    with start(one.folder, resume=True) as again:
+        assert again.restore()[0] == 1
+
+
+def test_of_two_that_start_at_once_one_gets_the_folder(tmp_path, monkeypatch):
+    """Where no file can be locked, and the other one is quicker by the blink of an eye."""
+    theirs, settle = tmp_path / "run" / "manifest.json", claim._manifest_before
+
+    def be_late(folder, config):
+        found = settle(folder, config)
+        theirs.write_text("theirs")
+        return found
+
+    monkeypatch.setattr(claim, "fcntl", None)
+    monkeypatch.setattr(claim, "_manifest_before", be_late)
+    with pytest.raises(UsageError, match="already holds a run"), start(tmp_path / "run"):
+        pass
+    assert theirs.read_text() == "theirs"
+
+
+@pytest.mark.parametrize("locks", ["none on Windows", "none on this disk"])
+def test_without_locks_a_run_works(tmp_path, monkeypatch, locks):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    without = SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4)
+    monkeypatch.setattr(claim, "fcntl", without if locks == "none on this disk" else None)
+    with start(tmp_path / "run") as run:
+        run.log(1, loss=1.0)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json", "metrics.jsonl"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_killed_run_does_not_keep_its_folder(tmp_path):
+    """Not even through a child, such as a DataLoader's, that outlives it."""
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+from frugal_shared.claim import locked
+with locked(Path({str(tmp_path)!r})):
+    child = os.fork()
+    if child == 0:
+        sys.stdin.read()
+        os._exit(0)
+    print(flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes) as process:
+        process.stdout.readline()
+        assert process.wait() == -9
+        assert (tmp_path / ".lock").exists()
+        with start(tmp_path) as run:
+            run.log(1, loss=1.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "metrics.jsonl"]
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_overwrite_replaces_the_run(finished):
+    (finished / ".hidden").write_text("old")
+    with start(finished, overwrite=True, steps=9) as run:
+        assert [path.name for path in finished.iterdir() if path.name != ".lock"] == ["manifest.json"]
+        assert run.restore() is None
+    assert read(finished / "manifest.json")["config"]["steps"] == 9
+
+
+@pytest.mark.parametrize("make", [lambda folder: None, Path.mkdir])
+def test_overwrite_in_a_new_folder_is_a_new_run(tmp_path, make):
+    make(tmp_path / "run")
+    with start(tmp_path / "run", overwrite=True) as run:
+        run.log(1, loss=1.0)
+    assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json", "metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("thesis.tex", "mine", "holds no run to overwrite, but other files"),
+        ("manifest.json", "{}", "unreadable manifest.json"),
+        (
+            "manifest.json",
+            '{"package": "web", "command": "", "config": {}, "versions": {}}',
+            "unreadable manifest.json",
+        ),
+    ],
+)
+def test_overwrite_takes_nothing_that_is_no_run(tmp_path, name, text, told):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=told), start(tmp_path, overwrite=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == text
+
+
+@pytest.mark.parametrize("fails", ["the manifest", "another process", "the first step"])
+def test_a_failed_claim_puts_the_old_run_back(finished, monkeypatch, fails):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    before = contents(finished)
+    if fails == "the manifest":
+        monkeypatch.setattr(claim, "write_new", fail)
+    if fails == "another process":
+        monkeypatch.setattr(Run, "_check_shared", fail)
+    with pytest.raises(OSError, match="No space left"), start(finished, overwrite=True):
+        fail()
+    if fails == "the first step":  # then it is gone, as is the new one that made nothing
+        assert not contents(finished)
+    else:
+        assert contents(finished) == before
+        assert not [*finished.glob(".*")]
+
+
+class Killed(BaseException):
+    """The process is gone: nothing that it meant to do is done."""
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_killed_while_replacing_leaves_the_old_run(finished, monkeypatch, renames):
+    before, done, rename = contents(finished), [], Path.rename
+
+    def count(path, target):
+        done.append(target)
+        if len(done) > renames:
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(Path, "rename", count)
+        start(finished, overwrite=True).__enter__()
+    assert done
+    with start(finished, resume=True) as run:
+        assert run.restore()[0] == 3
+    after = contents(finished)
+    assert after.keys() == before.keys()
+    assert {path for path in after if after[path] != before[path]} == {Path("manifest.json")}
+
+
+def test_killed_while_deleting_the_replaced_run_leaves_the_new_one(finished, monkeypatch):
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, suppress(Killed):
+        patch.setattr(shutil, "rmtree", killed)
+        start(finished, overwrite=True, steps=9).__enter__()
+    assert (finished / ".replaced").exists()
+    with start(finished, resume=True, steps=9) as run:
+        assert run.restore() is None
+        run.log(1, loss=1.0)
+    assert sorted(path.name for path in finished.iterdir()) == ["manifest.json", "metrics.jsonl"]
+
+
+def test_checkpoints_that_cannot_be_read_end_a_resumption(finished):
+    for path in finished.glob("checkpoints/*/state.json"):
+        path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    before = contents(finished)
+    with pytest.raises(RunError, match="step-00000003' has the newer format 2"), start(finished, resume=True) as run:
+        run.restore()
+    after = contents(finished)
+    assert {path for path in before if after.get(path) != before[path]} == {Path("manifest.json")}
+
+
+def test_timeout_reaches_the_process_group(tmp_path, monkeypatch):
+    given = {}
+
+    class Stub:
+        num_processes = 1
+
+        def __init__(self, **options):
+            given.update(options)
+
+    monkeypatch.setattr(run_module, "Accelerator", Stub)
+    start(tmp_path / "run", timeout=2.5)
+    assert given["kwargs_handlers"][-1].timeout.total_seconds() == 150
+
+
+def test_what_a_launcher_set_up_and_no_run_supports_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="FSDP is not supported"):
+        start(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_output_dir_is_a_file(tmp_path):

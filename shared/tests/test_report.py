@@ -6,6 +6,8 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from io import BytesIO
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import numpy as np
@@ -232,7 +234,15 @@ def test_gallery_joins_the_leads_and_results(tmp_path, capsys):
     assert "words of clipsam" in page.words and "only in the whole report" not in html
     links = [link["href"] for link in page.all("a")]
     assert links == ["#delta-dit", "#clipsam", "#claims", "../run%201%23%3F/report.html", "../deep/run2/report.html"]
-    assert capsys.readouterr().out == f"{tmp_path / 'out/index.html'}\n"
+    assert capsys.readouterr().out == f"{(tmp_path / 'out/index.html').as_uri()}\n"
+
+
+def test_the_address_of_the_gallery_is_one_word_whatever_the_folder_is_called(tmp_path, capsys):
+    folder = tmp_path / "où ça #1"
+    assert main([str(folder), str(run_folder(tmp_path / "run", "clipsam"))]) == 0
+    [address] = capsys.readouterr().out.split()
+    assert Path(unquote(urlsplit(address).path)) == folder / "index.html"
+    assert address.startswith("file:///")
 
 
 def test_claims_of_all_reports_stand_in_one_table_at_the_end_of_the_gallery(tmp_path):

@@ -333,13 +333,17 @@ def _render(template: str, **content: Any) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Join the runs named on the command line; return 0, 1 where a run cannot be read, or 2 for a wrong request."""
+    """Join the runs named on the command line, and print the page's address, which a terminal opens at a click.
+
+    Returns:
+        0, 1 where a run cannot be read, or 2 for a wrong request.
+    """
     if len(arguments) < 2 or any(argument.startswith("-") for argument in arguments):
         sys.stderr.write("usage: python -m frugal_shared.report OUT_DIR RUN_DIR [RUN_DIR ...]\n")
         return 2
     folder, *runs = map(Path, arguments)
     try:
-        sys.stdout.write(f"{join_reports(folder, runs)}\n")
+        sys.stdout.write(f"{join_reports(folder, runs).resolve().as_uri()}\n")
     except (RunError, UsageError, OSError) as error:
         sys.stderr.write(f"report: error: {error}\n")
         return 2 if isinstance(error, UsageError) else 1

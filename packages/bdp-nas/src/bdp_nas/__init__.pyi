@@ -1,3 +1,4 @@
+from .blueprint import Blueprint
 from .dynamics import Dynamics
 from .ledger import CostLedger
 from .pruner import BilevelPruner
@@ -9,6 +10,7 @@ from .table import Table
 __version__: str
 __all__ = [
     "BilevelPruner",
+    "Blueprint",
     "CostLedger",
     "Dynamics",
     "KeepSchedule",

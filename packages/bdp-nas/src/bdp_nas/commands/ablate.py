@@ -80,7 +80,7 @@ def cells_of(config: AblateConfig) -> Iterator[tuple[int, str, str]]:
 def recipes(config: AblateConfig) -> Preset:
     """Return the preset with what the caller wants otherwise."""
     preset = PRESETS[config.preset]
-    common: Options = {"output_dir": config.output_dir, "cpu": config.cpu, "num_processes": config.num_processes}
+    common: Options = {name: getattr(config, name) for name in ("output_dir", "cpu", "device", "num_processes")}
     common |= {name: value for name in ("data", "samples") if (value := getattr(config, name)) is not None}
     search = replace(preset.search, **common, score=config.score, epochs=config.epochs or preset.search.epochs)
     return Preset(search, replace(preset.retrain, **common, epochs=config.retrain_epochs or preset.retrain.epochs))

@@ -86,7 +86,7 @@ def main(config: DemoConfig) -> None:
 def recipes_of(config: DemoConfig, data: str) -> tuple[SearchConfig, RetrainConfig]:
     """Return the search, without its pruning, and the retraining."""
     options = OF_ALL | OF_DATA.get(data, {}) | {"data": data, "samples": config.samples, "seed": config.seed}
-    options |= {"output_dir": config.output_dir, "cpu": config.cpu, "num_processes": config.num_processes}
+    options |= {name: getattr(config, name) for name in ("output_dir", "cpu", "device", "num_processes")}
     search = SearchConfig(**options, epochs=config.epochs or EPOCHS, searcher="darts", searcher_options=FEW_STEPS)
     return search, RetrainConfig(**options, epochs=RETRAIN_EPOCHS)
 

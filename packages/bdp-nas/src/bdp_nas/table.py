@@ -33,7 +33,7 @@ from bdp_nas.spaces import SPACES, get_space
 from bdp_nas.writing import write_bytes
 
 SCHEMA = 1
-LARGEST = 2**28  # bytes that an .npz may unpack to; that of NAS-Bench-201 is a hundredth of it
+MOST_BYTES = 2**28  # that an .npz may unpack to; that of NAS-Bench-201 is a hundredth of it
 ARRAYS = ("operation_names", "operations", "datasets", "validation", "test")
 COLUMNS = {
     "cifar10": ("cifar10-valid/x-valid", "cifar10/ori-test"),
@@ -196,8 +196,8 @@ def _require(arrays: Mapping[str, NDArray[Any]], names: tuple[str, ...]) -> None
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > LARGEST:
-                raise ValueError(f"it unpacks to more than {LARGEST} bytes")
+            if sum(member.file_size for member in archive.infolist()) > MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {MOST_BYTES} bytes")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception:  # a damaged file raises whatever its reader stumbles over

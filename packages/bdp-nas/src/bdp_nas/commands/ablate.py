@@ -12,12 +12,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bdp_nas.commands.ablate_report import Row, report, show, summarise
 from bdp_nas.commands.data import open_data
 from bdp_nas.commands.options import AblateConfig
-from bdp_nas.commands.presets import PRESETS, Preset
+from bdp_nas.commands.presets import PRESETS, Options, Preset
 from bdp_nas.commands.retrain import run_retrain
 from bdp_nas.commands.search import run_search
 from bdp_nas.spaces import get_space
@@ -25,8 +24,6 @@ from bdp_nas.table import Table
 from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
-
-Options = dict[str, Any]
 
 OF_VARIANT: dict[str, Options] = {
     "none": {"pruning": "none"},

@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 CLASSES = 10
 EPOCHS = 10  # of the search whose pruning is timed
-SEARCHERS = ("darts-2", "pc-darts", "beta-darts", "random")
+TIMED = ("darts-2", "pc-darts", "beta-darts", "random")
 HEADINGS = {"part": "part", "what": "what", "seconds": "seconds", "usual_seconds": "usual", "ratio": "×"}
 HEADINGS |= {"ratio_low": "× low", "ratio_high": "× high", "samples": "samples", "usual_samples": "usual samples"}
 HEADINGS |= {"share": "share"}
@@ -78,7 +78,7 @@ def main(config: BenchConfig) -> None:
         parts: list[Callable[[], list[Row]]] = [
             lambda: [search_row(run, config)],
             lambda: overhead_rows(config),
-            lambda: [searcher_row(name, config) for name in SEARCHERS],
+            lambda: [searcher_row(name, config) for name in TIMED],
             lambda: [grouped_row(config)],
         ]
         rows = measure_parts(run, parts, config.seed, config.json)

@@ -101,6 +101,13 @@ def test_in_reach_the_hub_is_asked(reachable):
     assert len(reachable) == 1
 
 
+def test_a_folder_is_none_of_the_hubs(reachable, tmp_path):
+    for name in (None, str(tmp_path)):
+        with pytest.raises(TimeoutError), hub_errors("model", name, "a folder"):
+            raise TimeoutError
+    assert not reachable
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_where_no_connection_would_tell_anything_none_is_made(reachable, monkeypatch, offline):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)

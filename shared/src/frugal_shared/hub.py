@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -16,20 +17,27 @@ LOGIN = "log in with: hf auth login"
 PORTS = {"http": 80, "https": 443}
 
 
+class HubError(RunError):
+    """The hub refuses something or is out of reach."""
+
+
 @contextmanager
-def hub_errors(what: str, name: str, allowed: str) -> Iterator[None]:
+def hub_errors(what: str, name: str | None, allowed: str) -> Iterator[None]:
     """Name the cause if what is loaded from the hub in this ``with`` block does not come; other errors pass.
 
     Inside, the hub's client is silent, and makes do with its cache where the hub is out of reach.
 
     Args:
         what: the option, such as ``"model"``.
-        name: its value.
+        name: its value; nothing is done for None or for a file or folder, which is none of the hub's.
         allowed: what it may be, for the message.
 
     Raises:
-        RunError: the hub refuses it or is out of reach, whatever a library has made of that error.
+        HubError: whatever a library has made of the hub's own error.
     """
+    if name is None or Path(name).exists():
+        yield
+        return
     try:
         constants: Any = import_module("huggingface_hub.constants")
     except ImportError:  # then nothing in the block can ask the hub
@@ -43,7 +51,7 @@ def hub_errors(what: str, name: str, allowed: str) -> Iterator[None]:
         except Exception as error:
             if (cause := _cause(error, forbidden)) is None:
                 raise
-            raise RunError(f"{what}={name!r} {cause}; allowed: {allowed}") from error
+            raise HubError(f"{what}={name!r} {cause}; allowed: {allowed}") from error
         finally:
             constants.HF_HUB_OFFLINE = forbidden
 

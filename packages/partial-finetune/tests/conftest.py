@@ -1,5 +1,7 @@
 """Tiny models with random weights, made of timm's real classes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import timm
@@ -71,11 +73,11 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def config(tmp_path, weights, folder):
-    """Options of a training that ends in a second: nine steps at 32 pixels, four tokens."""
+@pytest.fixture(scope="session")
+def configs(weights, folder):
+    """A maker of options of a training that ends in a second: nine steps at 32 pixels, four tokens."""
 
-    def options(name="run", kind=TrainConfig, **changed):
+    def options(root, name="run", kind=TrainConfig, **changed):
         given = {
             "model": NAME,
             "weights": weights,
@@ -85,9 +87,15 @@ def config(tmp_path, weights, folder):
             "cpu": True,
         }
         given |= {"epochs": 2, "batch_size": 8, "save_every": 2, "learning_rate": 1e-3}
-        return kind(output_dir=tmp_path / name, **(given | changed))
+        return kind(output_dir=root / name, **(given | changed))
 
     return options
+
+
+@pytest.fixture
+def config(configs, tmp_path):
+    """The same, each run in a folder of the test."""
+    return partial(configs, tmp_path)
 
 
 @pytest.fixture(autouse=True)

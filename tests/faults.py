@@ -92,7 +92,7 @@ class Laboratory:
         return self.ask(
             [module],
             folder,
-            call=f"{module}.cli:main",
+            call=f"{module}.commands.cli:main",
             args=[[name, *arguments, "--output-dir", str(folder), "--cpu", *extra]],
             patches=command.patches,
             env={"TINY_ROOT": str(self.inputs)},

@@ -34,7 +34,7 @@ def main():
     for line in sys.stdin:
         request = json.loads(line)
         for package in request["packages"]:
-            for _, target in import_module(f"{package}.cli").COMMANDS.values():
+            for _, target in import_module(f"{package}.commands.cli").COMMANDS.values():
                 import_module(target.partition(":")[0])
         answers.write(json.dumps(serve(request)) + "\n")
         answers.flush()

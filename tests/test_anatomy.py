@@ -12,7 +12,7 @@ def test_every_member_has_the_same_files(member, root):
 
 
 def test_every_package_has_the_same_door(package):
-    for name in ("__init__.py", "__main__.py", "cli.py"):
+    for name in ("__init__.py", "__main__.py", "commands/cli.py"):
         assert (package.source / name).is_file(), name
     assert len((package.source / "__init__.py").read_text().splitlines()) <= 25
     assert package.project["scripts"] == {package.name: f"{package.module}.__main__:main"}

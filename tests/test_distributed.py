@@ -60,7 +60,7 @@ APART = {  # nothing to compare
 def distributed_commands():
     """Return "package command" of everything that takes ``--num-processes``."""
     for package in ("delta-dit", "clipsam", "partial-finetune", "bdp-nas"):
-        commands = import_module(f"{package.replace('-', '_')}.cli").COMMANDS
+        commands = import_module(f"{package.replace('-', '_')}.commands.cli").COMMANDS
         yield from (f"{package} {name}" for name, (kind, _) in commands.items() if issubclass(kind, ProcessConfig))
 
 

@@ -153,7 +153,7 @@ class Desk:
 
     def ask(self, package: str, *argv: object) -> Answer:
         """Run a command."""
-        return self.run(import_module(f"{package.replace('-', '_')}.cli").main, [str(word) for word in argv])
+        return self.run(import_module(f"{package.replace('-', '_')}.commands.cli").main, [str(word) for word in argv])
 
     def run(self, main: Callable[[list[str]], int], argv: list[str]) -> Answer:
         """Call a command's main function."""

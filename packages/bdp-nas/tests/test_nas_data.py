@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bdp_nas.commands.data import Images, in_proportion, open_data, split_off
+from bdp_nas.commands.data import Images, open_data
 from bdp_nas.commands.loading import Augmented, EpochBatches, crop, cutout, normalise, unit_of
 from bdp_nas.commands.options import TaskConfig
 from frugal_shared.errors import RunError, UsageError
@@ -78,21 +78,22 @@ def test_a_torchvision_data_set_is_read_where_it_lies(tmp_path):
     assert len(splits.train.classes) == 10
 
 
-def test_samples_are_taken_of_each_class_in_proportion():
-    labels = [0] * 60 + [1] * 30 + [2] * 9 + [3]
-    for count in (4, 10, 50):
-        rows = in_proportion(labels, count, seed=3)
-        found = np.bincount(np.array(labels)[rows], minlength=4)
-        assert len(set(rows)) == len(rows) == count
-        assert found.min() >= 1
-        assert abs(found - count * np.array([0.6, 0.3, 0.09, 0.01])).max() <= 1.5
-    assert set(in_proportion(labels, 10, seed=3)) < set(in_proportion(labels, 50, seed=3))
+def test_samples_are_taken_of_each_class_in_proportion(tmp_path):
+    for number, (name, count) in enumerate((("cat", 30), ("dog", 15), ("fox", 5))):
+        pictures(tmp_path / "train" / name, count=count, start=60 * number)
+        pictures(tmp_path / "test" / name)
+    splits = opened(tmp_path, samples=10, val_share=0)
+    assert splits.train.labels.bincount().tolist() == [6, 3, 1]
+    assert len(splits.test) == 12
+    assert not len(splits.val)
 
 
-def test_splitting_off_keeps_one_of_every_class():
-    off, kept = split_off(images(8, classes=4), 0.9, seed=0)
-    assert sorted(kept.labels.tolist()) == [0, 1, 2, 3]
-    assert len(off) == 4
+def test_images_are_grey_if_all_of_all_splits_are(tmp_path):
+    for name in ("train/cat", "train/dog", "test/cat"):
+        pictures(tmp_path / name)
+    assert opened(tmp_path).train.pixels.shape[1:] == (1, 6, 6)
+    pictures(tmp_path / "test" / "dog", mode="RGB")
+    assert {part.pixels.shape[1:] for part in (opened(tmp_path).train, opened(tmp_path).test)} == {(3, 6, 6)}
 
 
 def test_moments_are_those_of_the_pixels():
@@ -105,16 +106,29 @@ def test_moments_are_those_of_the_pixels():
 @pytest.mark.parametrize(
     ("make", "error", "told"),
     [
-        (lambda root: pictures(root / "a"), UsageError, "1 class has all training images"),
-        (lambda root: [pictures(root / "a"), (root / "b").mkdir()], UsageError, "class 'b' has 0 training images"),
+        (lambda root: pictures(root / "a"), UsageError, "1 class folders; allowed: 2 or more"),
+        (lambda root: [pictures(root / "a"), (root / "b").mkdir()], UsageError, "b: no images in this class folder"),
+        (lambda root: [pictures(root / name, count=1) for name in "ab"], UsageError, "2 images are too few to test"),
         (
             lambda root: [pictures(root / "a", count=9), pictures(root / "b", count=9, size=(7, 6))],
             UsageError,
             "images of 2 sizes",
         ),
-        (lambda root: [pictures(root / "a"), (root / "a" / "x.png").write_bytes(b"PNG")], RunError, "x.png: cannot be"),
-        (lambda root: [pictures(root / "train" / "a"), pictures(root / "test" / "b")], UsageError, "no class 'b'"),
-        (lambda root: None, UsageError, "no images"),
+        (
+            lambda root: [pictures(root / "a"), pictures(root / "b"), (root / "a" / "x.png").write_bytes(b"PNG")],
+            RunError,
+            "x.png: not an image that can be read",
+        ),
+        (
+            lambda root: [
+                pictures(root / "train" / "a"),
+                pictures(root / "train" / "c"),
+                pictures(root / "test" / "b"),
+            ],
+            UsageError,
+            "no class 'b'",
+        ),
+        (lambda root: None, UsageError, "0 class folders"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_refused_in_one_line(tmp_path, make, error, told):

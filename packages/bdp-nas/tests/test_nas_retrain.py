@@ -1,6 +1,7 @@
 """Retraining: it learns, resumes with the same bytes, counts what remains, and refuses in one line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,7 +85,7 @@ def test_a_folder_that_is_done_is_read_back(tmp_path, monkeypatch):
     config = tiny(output_dir=tmp_path / "run", epochs=1)
     with Run(config, "bdp-nas") as run:
         first = run_retrain(run, config, CELL, tmp_path / "run" / "cell", seed=4)
-        monkeypatch.setattr(Training, "run_epoch", None)
+        monkeypatch.setattr(Training, "advance", None)
         assert run_retrain(run, config, CELL, tmp_path / "run" / "cell", seed=4) == first
     assert first["seed"] == 4
 
@@ -111,7 +112,15 @@ def test_accuracy_counts_every_image_once():
     blueprint = Blueprint.of(images, "nasbench201", CELL, 4, 1)
     assert accuracy(Right(), blueprint, images, Accelerator(cpu=True)) == 1.0
     assert Right.place == len(images)
-    assert accuracy(Right(), blueprint, images.subset([]), Accelerator(cpu=True)) is None
+    assert (
+        accuracy(
+            Right(),
+            blueprint,
+            replace(images, pixels=images.pixels[:0], labels=images.labels[:0]),
+            Accelerator(cpu=True),
+        )
+        is None
+    )
 
 
 def test_a_checkpoint_of_another_genotype_is_refused(tmp_path):
@@ -121,7 +130,7 @@ def test_a_checkpoint_of_another_genotype_is_refused(tmp_path):
         for name in ("none", "skip_connect")
     ]
     first, second = (Training(Accelerator(cpu=True), tiny(), blueprint, images, 0) for blueprint in blueprints)
-    first.run_epoch()
+    first.advance()
     first.save(tmp_path)
     with pytest.raises(UsageError, match="cannot go on from that of"):
         second.restore(tmp_path)

@@ -42,8 +42,8 @@ def started(**options):
 
 def finished(**options):
     each = started(**options)
-    while each.epoch < each.config.epochs:
-        each.run_epoch()
+    while each.done < each.config.epochs:
+        each.advance()
     return each
 
 
@@ -88,12 +88,12 @@ def test_keeping_all_is_bit_for_bit_no_pruning():
     kept, none = finished(keep_final=1.0), finished(pruning="none")
     for left, right in zip(kept.supernet.state_dict().values(), none.supernet.state_dict().values(), strict=True):
         assert torch.equal(left, right)
-    assert timeless(kept.finish()) == timeless(none.finish())
+    assert timeless(kept.conclude()) == timeless(none.conclude())
 
 
 def test_costs_are_as_planned_and_add_up():
     each = finished(epochs=10)
-    found = each.finish()
+    found = each.conclude()
     batches = sum(epoch["kept"]["weights"] for epoch in found.history)
     assert found.samples["weights"] == found.samples["architecture"]
     assert 0 <= batches - found.samples["weights"] < 8 * 10  # what is left of a multiple of 8 waits
@@ -106,7 +106,7 @@ def test_costs_are_as_planned_and_add_up():
 
 
 def test_the_record_tells_every_epoch():
-    found = finished().finish()
+    found = finished().conclude()
     assert [epoch["epoch"] for epoch in found.history] == [1, 2, 3, 4, 5, 6]
     for epoch in found.history:
         assert torch.tensor(epoch["mixture"]["cell"]).sum(1).allclose(torch.ones(6))
@@ -121,14 +121,14 @@ def test_the_record_tells_every_epoch():
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_one_level_alone_can_be_pruned(level):
-    found = finished(levels=level).finish()
+    found = finished(levels=level).conclude()
     assert {name: len(rows) for name, rows in found.kept.items()} == {
         name: 16 if name == level else 80 for name in LEVELS
     }
 
 
 def test_a_level_that_rests_costs_nothing_and_is_pruned_later():
-    found = finished(searcher="pc-darts", epochs=10).finish()
+    found = finished(searcher="pc-darts", epochs=10).conclude()
     seen = [epoch["val_loss"] is not None for epoch in found.history]
     assert seen == [False] * 3 + [True] * 7
     kept = [epoch["kept"]["architecture"] for epoch in found.history]
@@ -138,14 +138,14 @@ def test_a_level_that_rests_costs_nothing_and_is_pruned_later():
 
 
 def test_random_pruning_costs_as_much_and_keeps_others():
-    bdp, drawn = finished().finish(), finished(pruning="random").finish()
+    bdp, drawn = finished().conclude(), finished(pruning="random").conclude()
     assert bdp.samples == drawn.samples
     assert bdp.kept != drawn.kept
 
 
 def test_infobatch_weighs_the_losses_of_what_stays():
     each = started(pruning="infobatch")
-    each.run_epoch()
+    each.advance()
     rows = each.pruner.kept["weights"]
     weights, labels = each.pruner.sample_weights(rows), each.images.labels[rows]
     assert set(weights.tolist()) == {1.0, 2.0}
@@ -160,7 +160,7 @@ def test_infobatch_weighs_the_losses_of_what_stays():
 @pytest.mark.parametrize("space", ["darts", "mobilenet", "macro"])
 def test_every_space_is_searched(space):
     cells = 3 if space == "darts" else 1
-    found = finished(space=space, cells=cells, epochs=1, samples=40, searcher="darts-2").finish()
+    found = finished(space=space, cells=cells, epochs=1, samples=40, searcher="darts-2").conclude()
     assert get_space(space).operations(found.genotype)
     assert found.forward == 4 + 1  # 20 samples of each level make one batch of 16
 
@@ -184,7 +184,7 @@ def test_a_collapse_is_told(tmp_path, capsys):
 
 def test_a_folder_that_is_done_is_read_back(tmp_path, monkeypatch):
     first = in_folder(tmp_path / "run")
-    monkeypatch.setattr(Search, "run_epoch", None)
+    monkeypatch.setattr(Search, "advance", None)
     config = tiny(output_dir=tmp_path / "run", resume=True)
     with Run(config, "bdp-nas") as run:
         assert run_search(run, config, run.folder, 0) == first
@@ -196,7 +196,7 @@ def test_a_folder_that_is_done_is_read_back(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_another_space_is_refused(tmp_path):
     first = started()
-    first.run_epoch()
+    first.advance()
     first.save(tmp_path)
     with pytest.raises(UsageError, match="space='macro' cannot go on from a checkpoint of 'nasbench201'"):
         started(space="macro").restore(tmp_path)

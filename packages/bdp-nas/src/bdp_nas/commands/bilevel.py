@@ -12,7 +12,6 @@ What is random follows from the seed and the epoch, so that a search that was ki
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from bdp_nas.blueprint import Blueprint
-from bdp_nas.commands.data import Images, in_proportion
+from bdp_nas.commands.data import Images
 from bdp_nas.commands.loading import Augmented, loader_of
 from bdp_nas.commands.options import SearchConfig
 from bdp_nas.dynamics import SCORES
@@ -35,11 +34,11 @@ from bdp_nas.schedule import KeepSchedule
 from bdp_nas.searchers import get_searcher
 from bdp_nas.searchers.searcher import Batch, Searcher, Step
 from bdp_nas.spaces import get_space
-from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint
 from frugal_shared.errors import UsageError
+from frugal_shared.labelled import in_proportion
 from frugal_shared.seeds import derived_seed
+from frugal_shared.training import Resumable
 
-CHECKPOINTS = "checkpoints"
 MOMENTUM = 0.9
 INIT, DATA, SPLIT, ORDER = 10, 11, 12, 13  # streams of random numbers
 OPTIONS = ("space", "searcher", "pruning", "data", "channels", "cells", "epochs")
@@ -79,7 +78,7 @@ class Found:
     collapsed: bool
 
 
-class Search:
+class Search(Resumable):
     """One search.
 
     Args:
@@ -93,7 +92,8 @@ class Search:
     """
 
     def __init__(self, accelerator: Accelerator, config: SearchConfig, images: Images, seed: int) -> None:
-        self.accelerator, self.config, self.seed = accelerator, config, seed
+        super().__init__(accelerator)
+        self.config, self.seed = config, seed
         self.blueprint = Blueprint.of(images, config.space, "", config.channels, config.cells)
         self.images = images.to(accelerator.device)
         self.searcher = make_searcher(config, seed)
@@ -105,7 +105,7 @@ class Search:
             self.supernet.weights(), config.learning_rate, MOMENTUM, weight_decay=config.weight_decay
         )
         self.alphas = self.searcher.alpha_optimizer(self.supernet)
-        self.epoch, self.seconds = 0, 0.0
+        self.seconds = 0.0
         self.history: list[dict[str, Any]] = []
         self.pruner = self.make_pruner()
         image = torch.zeros(1, *self.blueprint.image, device=accelerator.device)
@@ -162,15 +162,15 @@ class Search:
     def make_loader(self, subset: IndexedSubset) -> DataLoader[Any]:
         """Return this process's loader of a level in the current epoch."""
         seed = derived_seed(self.seed, DATA)
-        data = Augmented(self.images, *self.blueprint.moments, self.config.augment, seed, self.epoch)
+        data = Augmented(self.images, *self.blueprint.moments, self.config.augment, seed, self.done)
         # the levels share no sample, so that their first ones tell the two streams apart
-        stream = seed, ORDER, self.epoch, min(subset.indices, default=0)
+        stream = seed, ORDER, self.done, min(subset.indices, default=0)
         return loader_of(data, subset.indices, self.config.batch_size, stream, self.accelerator)
 
-    def run_epoch(self) -> None:
+    def advance(self) -> dict[str, float]:
         """Search for one epoch, and prune."""
         start, used, means = perf_counter(), self.pruner.kept, {level: Mean() for level in LEVELS}
-        progress = self.epoch / self.config.epochs
+        progress = self.done / self.config.epochs
         for group in self.weights.param_groups:
             group["lr"] = cosine(self.config.learning_rate, self.config.final_learning_rate, progress)
         self.supernet.train()
@@ -178,13 +178,14 @@ class Search:
             self.run_step(drawn, progress, means)
         with self.ledger.spend("pruning", samples=0, forward=0, backward=0):
             self.pruner.step()
-        self.epoch += 1
+        self.done += 1
         self.history.append(self.record(used, means))
         self.seconds += perf_counter() - start
+        return {name: value for name, value in self.history[-1].items() if isinstance(value, float)}
 
     def batches(self) -> Iterator[dict[str, IndexedBatch]]:
         """Yield the epoch's steps: a batch of each level that does not rest."""
-        if self.active(self.epoch):
+        if self.active(self.done):
             return (dict(zip(LEVELS, pair)) for pair in self.pruner.batches())
         return ({"weights": batch} for batch in self.pruner.loaders()[0])
 
@@ -227,7 +228,7 @@ class Search:
         labels, classes = self.images.labels.cpu(), len(self.images.classes)
         (loss, accuracy), (val_loss, val_accuracy) = (means[level].result(self.accelerator) for level in LEVELS)
         return {
-            "epoch": self.epoch,
+            "epoch": self.done,
             "genotype": self.supernet.genotype(),
             "mixture": {name: weights.tolist() for name, weights in self.supernet.mixture().items()},
             "kept": {level: len(rows) for level, rows in used.items()},
@@ -238,7 +239,7 @@ class Search:
             "val_accuracy": val_accuracy,
         }
 
-    def finish(self) -> Found:
+    def conclude(self) -> Found:
         """Choose the architecture, and return what was found."""
         start, seen = perf_counter(), []
         counter = self.supernet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
@@ -263,31 +264,23 @@ class Search:
             collapsed=operations.count(space.skip) > self.config.skip_limit * len(operations),
         )
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint into a folder."""
-        if self.accelerator.is_main_process:
-            parts = {name: part.state_dict() for name, part in self.parts().items()}
-            tree = {"history": self.history, "seconds": self.seconds, "options": self.options()}
-            save_checkpoint(folder / CHECKPOINTS, self.epoch, tree | parts, keep=2)
-        self.accelerator.wait_for_everyone()
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next epochs depend on, and which search it is."""
+        tree = {"history": self.history, "seconds": self.seconds, "options": self.options()}
+        return tree | {name: part.state_dict() for name, part in self.parts().items()}
 
-    def restore(self, folder: Path) -> None:
-        """Go on from the newest checkpoint in a folder, if there is one.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.
 
         Raises:
             UsageError: it is of another search.
         """
-        found = latest_checkpoint(folder / CHECKPOINTS)
-        self.accelerator.wait_for_everyone()
-        if found is None:
-            return
-        epoch, tree = found
         for name, value in self.options().items():
-            if tree["options"][name] != value:
-                raise UsageError(f"{name}={value!r} cannot go on from a checkpoint of {tree['options'][name]!r}")
+            if state["options"][name] != value:
+                raise UsageError(f"{name}={value!r} cannot go on from a checkpoint of {state['options'][name]!r}")
         for name, part in self.parts().items():
-            part.load_state_dict(tree[name])
-        self.epoch, self.history, self.seconds = epoch, tree["history"], tree["seconds"]
+            part.load_state_dict(state[name])
+        self.history, self.seconds = state["history"], state["seconds"]
 
     def parts(self) -> dict[str, Any]:
         """Return everything with a state."""

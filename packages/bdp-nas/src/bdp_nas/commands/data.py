@@ -117,5 +117,5 @@ def _tensor(pictures: Sequence[Image.Image], mode: str) -> Tensor:
     """Return pictures as ``(N, C, H, W)`` uint8; of none, nothing."""
     if not pictures:
         return torch.empty(0, dtype=torch.uint8)
-    pixels = torch.from_numpy(np.stack([np.atleast_3d(picture.convert(mode)) for picture in pictures]))
+    pixels = torch.from_numpy(np.stack([np.atleast_3d(np.asarray(picture.convert(mode))) for picture in pictures]))
     return pixels.permute(0, 3, 1, 2).contiguous()

@@ -1,6 +1,5 @@
 """``bdp-nas retrain``: the network of a genotype, trained from scratch on any number of processes, resumable."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -12,18 +11,20 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bdp_nas.blueprint import Blueprint
-from bdp_nas.commands.bilevel import CHECKPOINTS, MOMENTUM, cosine
+from bdp_nas.commands.bilevel import MOMENTUM, cosine
 from bdp_nas.commands.data import Images, open_data
 from bdp_nas.commands.folders import FACTS, NETWORK, blueprint_of, genotype_of
 from bdp_nas.commands.loading import Augmented, loader_of, normalise
 from bdp_nas.commands.options import RetrainConfig
 from bdp_nas.processes import average
-from frugal_shared.checkpoint import latest_checkpoint, read_json, save_checkpoint, write_bytes, write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks, gather_chunks
+from frugal_shared.reading import read_json
 from frugal_shared.run import Run
 from frugal_shared.seeds import derived_seed
 from frugal_shared.tensors import pack_tensors
+from frugal_shared.training import Resumable
+from frugal_shared.writing import write_bytes, write_json
 
 EVAL_BATCH = 256
 INIT, DATA, STEP = 30, 31, 32  # streams of random numbers
@@ -69,23 +70,20 @@ def run_retrain(run: Run, config: RetrainConfig, genotype: str, folder: Path, se
     blueprint = Blueprint.of(splits.train, config.space, genotype, config.channels, config.cells)
     training = Training(run.accelerator, config, blueprint, splits.train, seed)
     training.restore(folder)
-    for epoch in run.progress(range(training.epoch, config.epochs), initial=training.epoch, total=config.epochs):
-        training.run_epoch()
-        training.save(folder)
-        if folder == run.folder:
-            run.log(epoch + 1, loss=training.loss)
+    training.train(run, folder, config.epochs, log=folder == run.folder)
     accuracies = [accuracy(training.network, blueprint, part, run.accelerator) for part in (splits.test, splits.val)]
     facts = training.facts() | dict(zip(("accuracy", "val_accuracy"), accuracies))
-    if run.accelerator.is_main_process:
+
+    def write() -> None:
         write_bytes(folder / NETWORK, pack_tensors(training.weights()))
         blueprint.write(folder)
         write_json(folder / FACTS, facts)
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    run.accelerator.wait_for_everyone()
+
+    training.finish(folder, write)
     return facts
 
 
-class Training:
+class Training(Resumable):
     """One training of a network.
 
     Args:
@@ -102,27 +100,29 @@ class Training:
     def __init__(
         self, accelerator: Accelerator, config: RetrainConfig, blueprint: Blueprint, images: Images, seed: int
     ) -> None:
-        self.accelerator, self.config, self.blueprint, self.seed = accelerator, config, blueprint, seed
+        super().__init__(accelerator)
+        self.config, self.blueprint, self.seed = config, blueprint, seed
         self.images, self.average = images.to(accelerator.device), average
         torch.manual_seed(derived_seed(seed, INIT))
         self.network = blueprint.network(config.auxiliary > 0).to(accelerator.device)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), config.learning_rate, MOMENTUM, weight_decay=config.weight_decay
         )
-        self.epoch, self.samples, self.seconds, self.loss = 0, 0, 0.0, 0.0
+        self.samples, self.seconds, self.loss = 0, 0.0, 0.0
 
-    def run_epoch(self) -> None:
+    def advance(self) -> dict[str, float]:
         """Train for one epoch."""
         start, config, rank = perf_counter(), self.config, self.accelerator.process_index
-        torch.manual_seed(derived_seed(self.seed, STEP, self.epoch, rank))  # of dropped paths
+        torch.manual_seed(derived_seed(self.seed, STEP, self.done, rank))  # of dropped paths
         self.network.train()
-        self.network.drop_path = config.drop_path * self.epoch / max(1, config.epochs - 1)
+        self.network.drop_path = config.drop_path * self.done / max(1, config.epochs - 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(config.learning_rate, 0.0, self.epoch / config.epochs)
+            group["lr"] = cosine(config.learning_rate, 0.0, self.done / config.epochs)
         losses = [self.step(images, labels) for _, (images, labels) in self.batches()]
         self.average(losses)
-        self.epoch, self.loss = self.epoch + 1, torch.stack(losses).mean().item()
+        self.done, self.loss = self.done + 1, torch.stack(losses).mean().item()
         self.seconds += perf_counter() - start
+        return {"loss": self.loss}
 
     def batches(self) -> Any:
         """Return this process's batches of the epoch.
@@ -131,8 +131,8 @@ class Training:
             UsageError: there is none.
         """
         seed = derived_seed(self.seed, DATA)
-        data = Augmented(self.images, *self.blueprint.moments, self.config.augment, seed, self.epoch)
-        rows, stream = range(len(self.images)), (seed, 0, self.epoch)
+        data = Augmented(self.images, *self.blueprint.moments, self.config.augment, seed, self.done)
+        rows, stream = range(len(self.images)), (seed, 0, self.done)
         loader = loader_of(data, rows, self.config.batch_size, stream, self.accelerator)
         if not len(loader):
             raise UsageError(f"{len(rows)} training images make no batch of {self.config.batch_size}; allowed: more")
@@ -173,36 +173,28 @@ class Training:
             "seed": self.seed,
             "loss": self.loss,
             "parameters": sum(self.network.get_parameter(name).numel() for name in weights),
-            "epochs": self.epoch,
+            "epochs": self.done,
             "samples": self.samples,
             "seconds": self.seconds,
         }
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint into a folder."""
-        if self.accelerator.is_main_process:
-            tree = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-            facts = {name: getattr(self, name) for name in ("samples", "seconds", "loss")}
-            tree |= {"facts": facts, "genotype": self.network.genotype}
-            save_checkpoint(folder / CHECKPOINTS, self.epoch, tree, keep=2)
-        self.accelerator.wait_for_everyone()
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next epochs depend on, and which training it is."""
+        facts = {name: getattr(self, name) for name in ("samples", "seconds", "loss")}
+        tree = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return tree | {"facts": facts, "genotype": self.network.genotype}
 
-    def restore(self, folder: Path) -> None:
-        """Go on from the newest checkpoint in a folder, if there is one.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.
 
         Raises:
             UsageError: it is of another genotype.
         """
-        found = latest_checkpoint(folder / CHECKPOINTS)
-        self.accelerator.wait_for_everyone()
-        if found is None:
-            return
-        self.epoch, tree = found
-        if tree["genotype"] != self.network.genotype:
-            raise UsageError(f"genotype {self.network.genotype!r} cannot go on from that of {tree['genotype']!r}")
-        self.network.load_state_dict(tree["network"])
-        self.optimizer.load_state_dict(tree["optimizer"])
-        for name, value in tree["facts"].items():
+        if state["genotype"] != self.network.genotype:
+            raise UsageError(f"genotype {self.network.genotype!r} cannot go on from that of {state['genotype']!r}")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["facts"].items():
             setattr(self, name, value)
 
 

@@ -43,9 +43,12 @@ def test_the_report_shows_cells_costs_and_what_was_pruned(done):
     assert re.search(r"BDP's search drew 0\.\d\d× the samples", claims[0]["measured"])
 
 
-def test_a_demo_that_is_done_is_read_back(done, monkeypatch):
+def test_a_demo_that_is_done_is_read_back_and_says_so_step_by_step(done, monkeypatch, capsys):
     monkeypatch.setattr("bdp_nas.commands.search.Search", None)
     before = (done.output_dir / "rows.json").read_bytes()
     monkeypatch.setitem(demo.OF_ALL, "channels", 4)
     demo.main(demo.replace(done, resume=True))
     assert (done.output_dir / "rows.json").read_bytes() == before
+    *steps, address = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in steps] == ["handwritten digits"] * 4
+    assert address == (done.output_dir / "report.html").as_uri()

@@ -81,6 +81,7 @@ def main(config: DemoConfig) -> None:
                 for key in ("samples", "seconds", "retrained_accuracy")
             }
         )
+        run.accelerator.print((run.folder / "report.html").resolve().as_uri())
 
 
 def recipes_of(config: DemoConfig, data: str) -> tuple[SearchConfig, RetrainConfig]:
@@ -96,9 +97,11 @@ def show_data(run: Run, config: DemoConfig, data: str) -> Shown:
     search, retrain = recipes_of(config, data)
     splits = open_data(search, config.seed)
     found, blueprints, rows = {}, {}, []
-    for pruning in run.progress(list(TITLES), desc=data):
+    for pruning in TITLES:
         folder = run.folder / data.replace(":", "-").replace("/", "-") / pruning
+        run.accelerator.print(f"{words_of(data)}: searching {TITLES[pruning]}")
         each = run_search(run, replace(search, pruning=pruning), folder / "search", config.seed)
+        run.accelerator.print(f"{words_of(data)}: retraining the cell found {TITLES[pruning]}")
         trained = run_retrain(run, retrain, each.genotype, folder / "retrained", config.seed)
         found[pruning], blueprints[pruning] = each, read_blueprint(folder / "search")
         rows.append(row_of(data, pruning, each, trained, len(splits.test)))

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from frugal_shared.errors import UsageError
+from frugal_shared.labelled import Images
 from partial_finetune.data.corruptions import CORRUPTIONS, SEVERITIES, Corrupted, corrupt
-from partial_finetune.data.images import Images
 
 RANDOM = {"gaussian_noise", "shot_noise", "impulse_noise", "motion_blur", "elastic", "fog"}
 

@@ -1,7 +1,7 @@
 """The training loop: freeze, tune, validate, save what was tuned; resumes from any kill with the same final bytes."""
 
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,23 +10,24 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from timm.data import Mixup
-from torch import Tensor, nn
+from torch import Tensor
 
-from frugal_shared.checkpoint import latest_checkpoint, read_json, save_checkpoint, write_json
+from frugal_shared.reading import read_json
 from frugal_shared.run import Run
 from frugal_shared.seeds import derived_seed
-from frugal_shared.training import share, warm_up_cosine
-from partial_finetune.checkpoint import open_delta, save_delta
-from partial_finetune.commands.options import RecipeConfig
-from partial_finetune.commands.task import Task, overwrite, predict
+from frugal_shared.training import Resumable, share, warm_up_cosine
+from frugal_shared.writing import write_json
+from partial_finetune.commands.options import DELTA, RecipeConfig
+from partial_finetune.commands.task import Task, predict_images
 from partial_finetune.cost import saved_bytes
 from partial_finetune.data.loading import Transformed, batches, epoch_batches, own_random_numbers
+from partial_finetune.deltas import open_delta, overwrite, save_delta
 from partial_finetune.ema import TunedEma
 from partial_finetune.frozen import Frozen, freeze
-from partial_finetune.groups import parameter_groups
+from partial_finetune.optimizer_groups import parameter_groups
 from partial_finetune.strategy import Selection
 
-DELTA, FACTS, CHECKPOINTS = "delta", "fit.json", "checkpoints"
+FACTS = "fit.json"
 LOG_EVERY = 10
 _DATA, _STEP, _MIX = 10, 11, 12  # streams of random numbers
 
@@ -55,25 +56,29 @@ def fit(run: Run, task: Task, config: RecipeConfig, strategy: str | Selection, f
         return read_json(folder / FACTS)
     task.reset()
     with freeze(task.model, strategy, seed=seed) as frozen:
-        training = Training(run.accelerator, task, config, frozen, folder, seed)
-        training.run(lambda step, **values: run.log(step, **values), run.progress)
+        training = Training(run.accelerator, task, config, frozen, seed)
+        training.restore(folder)
+        with training.prepared():
+            training.train(run, folder, len(training.plan), save_every=config.save_every)
         facts = training.facts()
-        if run.accelerator.is_main_process:
+
+        def write() -> None:
+            info = task.info(config) | {"learning_rate": config.learning_rate, "fit_seed": seed}
             save_delta(
                 folder / DELTA,
                 task.model,
                 task.hashes,
                 selection=frozen.selection,
-                info=task.info(config) | {"learning_rate": config.learning_rate, "fit_seed": seed},
+                info=info,
                 initial_head=task.initial_head,
             )
             write_json(folder / FACTS, facts)
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        run.accelerator.wait_for_everyone()
+
+        training.finish(folder, write)
     return facts
 
 
-class Training:
+class Training(Resumable):
     """One fine-tuning, step by step.
 
     Args:
@@ -81,15 +86,12 @@ class Training:
         task: model, data and start; the model is at its start.
         config: the recipe.
         frozen: the model, frozen.
-        folder: of the checkpoints.
         seed: of everything random.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, task: Task, config: RecipeConfig, frozen: Frozen, folder: Path, seed: int
-    ) -> None:
-        self.accelerator, self.task, self.config, self.frozen = accelerator, task, config, frozen
-        self.folder, self.seed = folder, seed
+    def __init__(self, accelerator: Accelerator, task: Task, config: RecipeConfig, frozen: Frozen, seed: int) -> None:
+        super().__init__(accelerator)
+        self.task, self.config, self.frozen, self.seed = task, config, frozen, seed
         groups = parameter_groups(
             frozen, config.learning_rate, weight_decay=config.weight_decay, layer_decay=config.layer_decay
         )
@@ -98,35 +100,37 @@ class Training:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.ema = TunedEma(frozen, config.ema) if config.ema is not None else None
         self.mixup = mixup(config, len(task.splits.train.classes))
-        self.data = Transformed(task.splits.train, task.base.train_transform(config), derived_seed(seed, _DATA))
+        transform = task.base.train_transform(crop_scale=config.crop_scale, auto_augment=config.auto_augment)
+        self.data = Transformed(task.splits.train, transform, derived_seed(seed, _DATA))
         self.plan = plan(len(task.splits.train), config, seed)
-        self.seconds, self.activation_bytes, self.done = 0.0, 0, 0
+        self.seconds, self.activation_bytes = 0.0, 0
 
-    def run(self, log: Callable[..., None], progress: Callable[..., Any]) -> None:
-        """Train to the end; the model then holds the tuned (with EMA: the averaged) weights."""
-        self._restore()
-        model, self.optimizer = self.accelerator.prepare(self.task.model, self.optimizer)
-        model.train()
-        steps = len(self.plan)
-        bar = progress(self._batches(), initial=self.done, total=steps, desc=self.folder.name)
-        for images, labels in bar:
-            began = perf_counter()
-            loss = self._step(model, images, labels)
-            self.seconds += perf_counter() - began
-            self.done += 1
-            if self.done % LOG_EVERY == 0 or self.done == steps:
-                log(self.done, loss=loss)
-            if self.done % self.config.save_every == 0 and self.done < steps:
-                self._save()
-        self.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Train inside; in the end the model holds the tuned (with EMA: the averaged) weights."""
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.task.model, self.optimizer)
+        self.wrapped.train()
+        mine = [share(self.accelerator, keys) for keys in self.plan[self.done :]]
+        self.batches = batches(self.data, mine, self.config.workers)
+        yield
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
         if self.ema is not None:
             self.ema.swap()
         self.task.model.eval()
 
+    def advance(self) -> dict[str, float]:
+        """Do a step; return the loss now and then."""
+        images, labels = next(self.batches)
+        began = perf_counter()
+        loss = self._step(images, labels)
+        self.seconds += perf_counter() - began
+        self.done += 1
+        return {"loss": loss} if self.done % LOG_EVERY == 0 or self.done == len(self.plan) else {}
+
     def facts(self) -> Facts:
         """Return accuracy on validation images, and what it cost."""
-        logits, labels = predict(
+        logits, labels = predict_images(
             self.task.base, self.task.splits.val, self.accelerator, self.config.batch_size, self.config.workers
         )
         values = self.frozen.parameters()
@@ -146,11 +150,7 @@ class Training:
             "train_seconds": self.seconds,
         }
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = [share(self.accelerator, keys) for keys in self.plan[self.done :]]
-        return batches(self.data, mine, self.config.workers)
-
-    def _step(self, model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    def _step(self, images: Tensor, labels: Tensor) -> float:
         device = self.accelerator.device
         step, rank = self.done, self.accelerator.process_index
         for group, peak in zip(self.optimizer.param_groups, self.peaks):
@@ -161,7 +161,7 @@ class Training:
         torch.manual_seed(derived_seed(self.seed, _STEP, step, rank))  # of dropout and stochastic depth
         smoothing = 0.0 if self.mixup else self.config.label_smoothing  # timm's Mixup smooths by itself
         with saved_bytes(self.task.model) as saved:
-            loss = F.cross_entropy(model(images), targets, label_smoothing=smoothing)
+            loss = F.cross_entropy(self.wrapped(images), targets, label_smoothing=smoothing)
         self.activation_bytes = max(self.activation_bytes, saved.bytes)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.frozen.parameters(), self.config.clip_grad)
@@ -171,34 +171,28 @@ class Training:
             self.ema.update()
         return loss.item()
 
-    def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            state = self.task.model.state_dict()
-            frozen = {name for name, value in self.task.model.named_parameters() if not value.requires_grad}
-            tree = {
-                "model": {name: value for name, value in state.items() if name not in frozen},
-                "optimizer": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict() if self.ema else None,
-                "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-                "seconds": self.seconds,
-                "activation_bytes": self.activation_bytes,
-            }
-            save_checkpoint(self.folder / CHECKPOINTS, self.done, tree, keep=2)
-        self.accelerator.wait_for_everyone()
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the next steps depend on."""
+        state = self.task.model.state_dict()
+        frozen = {name for name, value in self.task.model.named_parameters() if not value.requires_grad}
+        return {
+            "model": {name: value for name, value in state.items() if name not in frozen},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "seconds": self.seconds,
+            "activation_bytes": self.activation_bytes,
+        }
 
-    def _restore(self) -> None:
-        found = latest_checkpoint(self.folder / CHECKPOINTS)
-        self.accelerator.wait_for_everyone()
-        if found is None:
-            return
-        self.done, tree = found
-        overwrite(self.task.model, tree["model"])
-        self.optimizer.load_state_dict(tree["optimizer"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        overwrite(self.task.model, state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
-            self.ema.load_state_dict(tree["ema"])
+            self.ema.load_state_dict(state["ema"])
         if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(tree["scaler"])
-        self.seconds, self.activation_bytes = tree["seconds"], tree["activation_bytes"]
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.seconds, self.activation_bytes = state["seconds"], state["activation_bytes"]
 
 
 def plan(count: int, config: RecipeConfig, seed: int) -> list[list[tuple[int, int]]]:

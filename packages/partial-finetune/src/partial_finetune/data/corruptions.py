@@ -19,7 +19,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import fftconvolve
 
 from frugal_shared.errors import UsageError, check_choice
-from partial_finetune.data.images import Images
+from frugal_shared.labelled import Images
 
 SEVERITIES = (1, 2, 3, 4, 5)
 MIN_SIDE = 16

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from frugal_shared.labelled import Images
 from frugal_shared.seeds import derived_seed
-from partial_finetune.commands.base import Transform
-from partial_finetune.data.images import Images
+from partial_finetune.network import Transform
 
 Key = tuple[int, int]
 """An image to load: the epoch, and its number in the data set."""

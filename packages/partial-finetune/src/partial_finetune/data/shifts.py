@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from frugal_shared.errors import UsageError, check_choice
-from partial_finetune.data.images import Images, class_folders, labelled
+from frugal_shared.labelled import Images, class_folders, images_in
 
 SEVERITIES = ("1", "2", "3", "4", "5")
 LABELS = "labels.npy"
@@ -115,10 +115,10 @@ def _columns(root: Path, names: Iterable[str], classes: Sequence[str]) -> list[i
 def _folder_shift(name: str, root: Path, classes: tuple[str, ...], *, masked: bool) -> Shift:
     columns = _folder_columns(name, root, classes)
     if not masked:
-        return Shift(name, None, partial(labelled, name, classes, columns))
+        return Shift(name, None, partial(images_in, name, classes, columns))
     mask = tuple(sorted(columns.values()))
     labels = {folder: mask.index(column) for folder, column in columns.items()}
-    return Shift(name, mask, partial(labelled, name, tuple(classes[column] for column in mask), labels))
+    return Shift(name, mask, partial(images_in, name, tuple(classes[column] for column in mask), labels))
 
 
 def _folder_columns(name: str, root: Path, classes: Sequence[str]) -> Mapping[Path, int]:

@@ -32,16 +32,26 @@ MARK = "TESTED_IN"  # in the environment of all processes of a run
 LONG = ["train-demo", "--steps", "100000", "--blocks", "1", "--heads", "1", "--batch-size", "2", "--save-every", "20"]
 
 
+# what the threads of a group now and then say when a worker takes its leave in the ordinary way
+SITE = """
+import atexit, os
+if "RANK" in os.environ:
+    atexit.register(os.write, 2, b"terminate called without an active exception\\n")
+"""
+
+
 @pytest.fixture
 def two_processes(tmp_path):
     """A launcher with two workers in the middle of a training."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     options = [*LONG, "--cpu", "--num-processes", "2", "--output-dir", str(tmp_path / "run")]
     process = subprocess.Popen(
         [sys.executable, "-m", "delta_dit", *options],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", MARK: str(tmp_path)},
+        env=os.environ | {"OMP_NUM_THREADS": "1", MARK: str(tmp_path), "PYTHONPATH": str(tmp_path / "site")},
     )
     while not list(tmp_path.glob("run/checkpoints/step-*")):
         assert process.poll() is None, process.stderr.read()

@@ -108,7 +108,7 @@ def check_launcher(mixed_precision: str) -> None:
     if asked not in ("no", mixed_precision):
         raise UsageError(
             f"mixed_precision={asked!r} of the launcher is not what the command computes in ({mixed_precision!r}); "
-            "allowed: --mixed_precision no for accelerate launch, and the command's own --precision or --dtype"
+            "allowed: --mixed_precision no for accelerate launch, and the command's own --dtype where it has one"
         )
 
 

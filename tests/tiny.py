@@ -130,12 +130,11 @@ def drawn_sampler(name: str):
     import torch
 
     from delta_dit.commands.models import load_sampler, open_gates
-    from delta_dit.commands.options import TrainDemoConfig
-    from delta_dit.embedded.dit import build
+    from delta_dit.embedded.dit import build_dit
 
     sampler = load_sampler(name)
     torch.manual_seed(0)
-    model, _ = build(TrainDemoConfig(blocks=2, heads=1))
+    model = build_dit(blocks=2, heads=1)
     open_gates(model)
     sampler.pipe.register_modules(transformer=model)
     return sampler

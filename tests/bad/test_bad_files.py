@@ -22,8 +22,8 @@ from bdp_nas.spaces.nasbench201 import genotype_to_columns, index_to_genotype
 from bdp_nas.table import Table
 from clipsam.commands import models as clipsam_models
 from clipsam.embedded.dinov2 import HEADS, asset, embedded_backbone, embedded_segmenter
+from delta_dit.calibration import Calibration
 from delta_dit.commands import generate, models
-from delta_dit.commands.calibrate import Calibration
 from delta_dit.delta_plan import Reuse, generic
 from delta_dit.embedded.pixel import PixelDiTPipeline
 from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_json
@@ -58,7 +58,8 @@ def test_calibrations(desk, tmp_path):
     probes = (Reuse(0, 2), Reuse(0, 4), Reuse(1, 4), Reuse(2, 4, 1))
     harm = np.full((6, 4), 1e-3)
     harm[0], harm[1, 3] = np.nan, np.nan
-    Calibration(sketches, harm, probes, tuple(np.linspace(1, 0, 6).tolist()), 1.0, {}).save(folder)
+    levels = tuple(np.linspace(1, 0, 6).tolist())
+    Calibration(sketches, harm, probes, levels, 1.0, {}).save(folder / "calibration.safetensors")
     target = tmp_path / "plan.json"
     argv = ("plan", "--calibration", folder, "--no-refine", "--speedup", 1.3, "--json", target)
     assert desk.ask("delta-dit", *argv).code == 0

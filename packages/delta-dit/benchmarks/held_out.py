@@ -14,13 +14,14 @@ import tyro
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor
 
-from delta_dit.commands.methods import Method, psnr
+from delta_dit.commands.methods import Method
 from delta_dit.commands.models import Sampler, load_sampler
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.embedded.judge import load_judge
 from delta_dit.embedded.plans import shipped_plan
-from frugal_shared.checkpoint import write_json
+from delta_dit.fidelity import psnr
 from frugal_shared.evaluation import chunks
+from frugal_shared.writing import write_json
 
 STEPS = 20
 SPEEDUPS = (1.33, 1.6, 2.0, 2.5)

@@ -7,8 +7,8 @@ import torch
 
 from delta_dit.commands import options as configs
 from delta_dit.commands import peers
-from delta_dit.commands.bench import REAL_SEED, real_images
 from delta_dit.commands.cli import main
+from delta_dit.commands.frechet import REAL_SEED, real_images
 from delta_dit.embedded.judge import load_judge
 from frugal_shared.datasets import TexturedDigits
 

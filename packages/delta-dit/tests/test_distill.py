@@ -8,10 +8,10 @@ import torch
 
 from delta_dit.commands.cli import main
 from delta_dit.commands.models import load_sampler
-from delta_dit.commands.options import TrainDemoConfig, TrainDemoLcmConfig
-from delta_dit.embedded.dit import build, noise_schedule
+from delta_dit.commands.options import TrainDemoLcmConfig
+from delta_dit.embedded.dit import build_dit, noise_schedule
 from delta_dit.embedded.judge import load_judge
-from delta_dit.embedded.lcm import consistency, ddim, sampler
+from delta_dit.embedded.lcm import consistency, consistency_scheduler, ddim
 from delta_dit.embedded.pixel import PixelDiTPipeline
 
 TINY = ["--steps", "4", "--batch-size", "4", "--save-every", "2", "--cpu"]
@@ -19,7 +19,7 @@ TINY = ["--steps", "4", "--batch-size", "4", "--save-every", "2", "--cpu"]
 
 @pytest.fixture
 def model():
-    model = build(TrainDemoConfig(blocks=2, heads=1))[0]
+    model = build_dit(blocks=2, heads=1)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)  # the gates of a fresh model are closed
     return model
@@ -33,16 +33,16 @@ def teacher(model, tmp_path) -> Path:
 
 def test_where_there_is_no_noise_the_student_returns_what_it_is_given(model):
     x, labels = torch.randn(3, 3, 32, 32), torch.tensor([0, 5, 39])
-    at_zero = consistency(model, sampler(), x, torch.zeros(3, dtype=torch.long), labels)
+    at_zero = consistency(model, consistency_scheduler(), x, torch.zeros(3, dtype=torch.long), labels)
     torch.testing.assert_close(at_zero, x, rtol=0, atol=0)
     # and far from there it is the network's own answer, as LCMScheduler has it too
     t = torch.tensor([279, 519, 999])
-    far = consistency(model, sampler(), x, t, labels)
+    far = consistency(model, consistency_scheduler(), x, t, labels)
     torch.testing.assert_close(far, model(x, timestep=t, class_labels=labels).sample, rtol=1e-4, atol=1e-4)
 
 
 def test_with_the_true_image_a_ddim_step_keeps_the_noise():
-    scheduler = sampler()
+    scheduler = consistency_scheduler()
     x0, noise = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
     t, s = torch.tensor([519, 79]), torch.tensor([479, 39])
     moved = ddim(scheduler, x0, scheduler.add_noise(x0, noise, t), t, s)
@@ -50,7 +50,7 @@ def test_with_the_true_image_a_ddim_step_keeps_the_noise():
 
 
 def test_every_step_of_the_sampler_was_trained():
-    scheduler = sampler()
+    scheduler = consistency_scheduler()
     for steps in (1, 2, 4):
         scheduler.set_timesteps(steps)
         assert all((int(t) + 1) % 40 == 0 for t in scheduler.timesteps)  # 25 intervals of 40

@@ -6,12 +6,14 @@ import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from delta_dit.adapters import blocks_of
-from delta_dit.commands.bench import Trial, bisect
-from delta_dit.commands.methods import Method, counted, frechet_distance, last_sample, macs, psnr, relative_l1
+from delta_dit.commands.bench import Outcome, bisect
+from delta_dit.commands.frechet import frechet_distance
+from delta_dit.commands.methods import Method, counted, last_sample, macs
 from delta_dit.commands.models import Sampler, open_gates
 from delta_dit.commands.peers import PEERS, Dial, Setting, naive_feature_cache
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.embedded.pixel import PixelDiTPipeline
+from delta_dit.fidelity import psnr, relative_l1
 
 STEPS = 8
 
@@ -145,7 +147,7 @@ def test_bisect_finds_where_a_dial_reaches_the_speedup():
     tried = []
 
     def attempt(setting):
-        tried.append(Trial(setting, 1 + setting.knobs["x"] / 2, 0.0))
+        tried.append(Outcome(setting, 1 + setting.knobs["x"] / 2, 0.0))
         return tried[-1].speedup
 
     bisect(Dial(lambda x: Setting({"x": x}, lambda pipe, steps: None)), 1.6, attempt, 12)

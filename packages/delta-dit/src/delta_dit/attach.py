@@ -32,6 +32,7 @@ from delta_dit.cache import DeltaCache, DeltaCacheStats
 from delta_dit.clock import SchedulerClock, TimestepClock
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta import Streams
+from delta_dit.delta_plan import DeltaPlan
 
 ROOT_HOOK = "delta_cache_root"
 BLOCK_HOOK = "delta_cache_block"
@@ -142,21 +143,21 @@ class DeltaBlockHook(ModelHook):
         return tuple(None if ended else stream for ended, stream in zip(self.ended, streams, strict=True))
 
 
-def enable_delta_cache(model: Model, config: DeltaCacheConfig | None = None) -> Model:
+def enable_delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None = None) -> Model:
     """Put the Δ-cache on a pipeline's transformer(s), or on a bare transformer. Returns ``model``.
 
     Args:
         model: a ``DiffusionPipeline`` with a transformer, or such a transformer.
-        config: default: the generic plan at 1.6×.
+        config: what to do, or just the plan; default: the generic plan at 1.6×.
 
     Raises:
         ValueError: an unknown transformer, a plan that does not fit it, a cache that is already there, group offloading
             that does not stand skipped blocks, or a bare transformer without ``num_inference_steps``. The model is then
             as it was.
     """
-    config = DeltaCacheConfig() if config is None else config
+    config = config if isinstance(config, DeltaCacheConfig) else DeltaCacheConfig(plan=config)
     pipeline = None if getattr(model, "scheduler", None) is None else model
-    transformers = _transformers(model)
+    transformers = transformers_of(model)
     if pipeline is None and config.num_inference_steps is None:
         raise ValueError("num_inference_steps=None cannot be known from a bare transformer; allowed: 1 or more")
     for transformer in transformers:
@@ -172,7 +173,7 @@ def enable_delta_cache(model: Model, config: DeltaCacheConfig | None = None) -> 
 
 def disable_delta_cache(model: Model) -> Model:
     """Take the Δ-cache off again; a model without one is left alone. Returns ``model``."""
-    for transformer in _transformers(model):
+    for transformer in transformers_of(model):
         for block in blocks_of(transformer):
             _remove_hook(block.module, BLOCK_HOOK)
         _remove_hook(transformer, ROOT_HOOK)
@@ -188,19 +189,47 @@ def delta_cache_stats(model: Any) -> DeltaCacheStats:
     Raises:
         ValueError: no cache is enabled.
     """
-    hooks = [hook for transformer in _transformers(model) if (hook := _hook(transformer, ROOT_HOOK)) is not None]
+    hooks = [hook for transformer in transformers_of(model) if (hook := _hook(transformer, ROOT_HOOK)) is not None]
     if not hooks:
         raise ValueError(f"no delta cache is enabled on {type(model).__name__}")
     return sum((hook.caches.cache.stats for hook in hooks), DeltaCacheStats())
 
 
-def _transformers(model: Any) -> list[nn.Module]:
+@contextmanager
+def delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None = None) -> Iterator[Model]:
+    """Enable the Δ-cache in a ``with`` block (see :func:`enable_delta_cache`)."""
+    enable_delta_cache(model, config)
+    try:
+        yield model
+    finally:
+        disable_delta_cache(model)
+
+
+def transformers_of(model: Any) -> list[nn.Module]:
+    """Return a pipeline's transformers, or the transformer itself.
+
+    Raises:
+        ValueError: there is none.
+    """
     found = [model] if isinstance(model, nn.Module) else [getattr(model, name, None) for name in _TRANSFORMERS]
     # torch.compile(module) is a wrapper around the module
     transformers = [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
     if not transformers:
         raise ValueError(f"{type(model).__name__} has no transformer; allowed: a diffusion transformer or its pipeline")
     return transformers
+
+
+def sole_transformer(pipe: Any) -> nn.Module:
+    """Return a pipeline's transformer, of which there is one, led by a scheduler.
+
+    Raises:
+        ValueError: the pipeline has no scheduler, no transformer, or more than one.
+    """
+    found = transformers_of(pipe)
+    if len(found) > 1 or getattr(pipe, "scheduler", None) is None:
+        has = f"{len(found)} transformers" if len(found) > 1 else "no scheduler"
+        raise ValueError(f"{type(pipe).__name__} has {has}; allowed: a pipeline with a scheduler and one transformer")
+    return found[0]
 
 
 def _check(transformer: nn.Module, config: DeltaCacheConfig) -> None:

@@ -12,11 +12,12 @@ speed-ups.
 import itertools
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+from delta_dit.writing import write_bytes
 
 SCHEMA = 1
 
@@ -46,8 +47,15 @@ class Reuse:
         """The range that is not run."""
         return self.start, self.stop
 
+    @property
+    def width(self) -> int:
+        """How many blocks are not run."""
+        return self.stop - self.start
+
 
 Action = Full | Reuse
+Reuses = tuple[Reuse | None, ...]
+"""A plan as one entry per step, None for a full step."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +112,18 @@ class DeltaPlan:
         return len(self.actions)
 
     @property
+    def reuses(self) -> Reuses:
+        """The plan as one entry per step, None for a full step."""
+        return tuple(action if isinstance(action, Reuse) else None for action in self.actions)
+
+    @property
     def full_steps(self) -> int:
         """How many steps run every block."""
-        return sum(isinstance(action, Full) for action in self.actions)
+        return self.reuses.count(None)
 
     def blocks_run(self) -> int:
         """Return how many block evaluations the plan needs; without a cache it is T·L."""
-        return sum(self.blocks - _width(action) for action in self.actions)
+        return self.steps * self.blocks - sum(reuse.width for reuse in self.reuses if reuse)
 
     def mac_speedup(self, block_macs: Sequence[float] | None = None, other_macs: float = 0.0) -> float:
         """Return MACs without the plan ÷ MACs with it.
@@ -123,13 +136,13 @@ class DeltaPlan:
         if len(macs) != self.blocks:
             raise ValueError(f"block_macs has {len(macs)} entries; allowed: {self.blocks}, one per block")
         step = sum(macs) + other_macs
-        saved = sum(sum(macs[slice(*action.range)]) for action in self.actions if isinstance(action, Reuse))
+        saved = sum(sum(macs[slice(*reuse.range)]) for reuse in self.reuses if reuse)
         return self.steps * step / (self.steps * step - saved)
 
     def delta_bytes(self, tensor_bytes: int) -> int:
         """Return the peak memory of the recorded Δs; ``tensor_bytes`` is the size of one Δ (all its streams)."""
         peak = max(len(action.records) for action in self.actions if isinstance(action, Full))
-        extrapolates = any(isinstance(action, Reuse) and action.order == 1 for action in self.actions)
+        extrapolates = any(reuse.order == 1 for reuse in self.reuses if reuse)
         return peak * (2 if extrapolates else 1) * tensor_bytes
 
     def resample(self, levels: Sequence[float]) -> "DeltaPlan":
@@ -150,7 +163,7 @@ class DeltaPlan:
         at = [_position(self.levels, level) for level in levels]
         edges = [-0.5, *((a + b) / 2 for a, b in itertools.pairwise(at)), self.steps - 0.5]
         shares = self._reuse_shares()
-        old = [(step, action) for step, action in enumerate(self.actions) if isinstance(action, Reuse)]
+        old = [(step, reuse) for step, reuse in enumerate(self.reuses) if reuse]
         reuses: list[Reuse | None] = []
         debt = 0.0
         for position, low, high in zip(at, edges, edges[1:]):
@@ -162,7 +175,7 @@ class DeltaPlan:
 
     def _reuse_shares(self) -> list[float]:
         """Return for each step the share of reuse steps in its cycle."""
-        starts = [step for step, action in enumerate(self.actions) if isinstance(action, Full)]
+        starts = [step for step, reuse in enumerate(self.reuses) if reuse is None]
         cycles = [stop - start for start, stop in itertools.pairwise([*starts, self.steps])]
         return [(length - 1) / length for length in cycles for _ in range(length)]
 
@@ -201,7 +214,7 @@ class DeltaPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON: whole, or not at all."""
-        write_text(Path(path), json.dumps(self.to_json(), indent=1) + "\n")
+        write_bytes(Path(path), f"{json.dumps(self.to_json(), indent=1)}\n".encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -215,17 +228,6 @@ class DeltaPlan:
             return cls.from_json(json.loads(Path(path).read_text()))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"plan {str(path)!r} cannot be used: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def paper(steps: int, blocks: int, interval: int, cached_blocks: int, early_steps: int | None = None) -> DeltaPlan:
@@ -299,13 +301,18 @@ def generic(steps: int, blocks: int, speedup: float) -> DeltaPlan:
     free = steps - tail - head
     # every reuse step gets the middle of its share of the free steps
     chosen = [head + math.floor((k + 0.5) * free / slots) for k in range(slots)]
-    longest_run = _longest_run(chosen)
+    run = longest_run([step in chosen for step in range(steps)])
     reuses: list[Reuse | None] = [None] * steps
     for number, step in enumerate(chosen):
         width = blocks if number < count else left
         # extrapolation pays while full steps are close, and overshoots in longer runs
-        reuses[step] = Reuse(blocks - width, blocks, order=1 if longest_run <= 2 else 0)
+        reuses[step] = Reuse(blocks - width, blocks, order=1 if run <= 2 else 0)
     return DeltaPlan.of(blocks, reuses)
+
+
+def longest_run(reuses: Sequence[Any]) -> int:
+    """Return how many steps in a row reuse, at most; of a plan as :attr:`DeltaPlan.reuses`, or of truth values."""
+    return max((len(run) for run in "".join("r" if reuse else " " for reuse in reuses).split()), default=0)
 
 
 def _uniform(steps: int, blocks: int, interval: int, cached_blocks: int, ranges: list[Range]) -> DeltaPlan:
@@ -336,10 +343,6 @@ def _needed(reuses: Sequence[Reuse | None], step: int) -> tuple[Range, ...]:
     return tuple(ranges)
 
 
-def _width(action: Action) -> int:
-    return action.stop - action.start if isinstance(action, Reuse) else 0
-
-
 def _position(levels: Sequence[float], level: float) -> float:
     """Return where ``level`` lies among the falling ``levels``, as a fractional index; linear between them."""
     for index, (high, low) in enumerate(itertools.pairwise(levels)):
@@ -354,14 +357,6 @@ def _mean_within(values: Sequence[float], low: float, high: float) -> float:
         return 0.0
     overlaps = (max(0.0, min(high, i + 0.5) - max(low, i - 0.5)) for i in range(len(values)))
     return sum(value * overlap for value, overlap in zip(values, overlaps)) / (high - low)
-
-
-def _longest_run(steps: Sequence[int]) -> int:
-    longest = run = 0
-    for index, step in enumerate(steps):
-        run = run + 1 if index and step == steps[index - 1] + 1 else 1
-        longest = max(longest, run)
-    return longest
 
 
 def _action(value: dict[str, Any]) -> Action:

@@ -24,9 +24,9 @@ from delta_dit.commands.options import AnalyzeConfig
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan, Range, Reuse
 from delta_dit.embedded.judge import Judge, load_judge
-from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Figure, Report
 from frugal_shared.run import Run
+from frugal_shared.writing import write_json
 
 CUTOFF = 0.25  # of the Nyquist frequency: below it lies all that an 8×8 outline holds on 32×32 pixels
 INTERVALS = (2, 4)  # of steady reuse
@@ -38,9 +38,9 @@ HEAT_MAPS = {  # what is drawn of one reuse: title of the map, and its caption
 }
 
 
-def analyze(config: AnalyzeConfig) -> None:
+def main(config: AnalyzeConfig) -> None:
     """Run both experiments; write ``analysis.json``, ``rows.json``, the results and the report."""
-    sampler = load_sampler(config.model, random_weights=config.random_weights)
+    sampler = load_sampler(config.model, random_weights=config.random_weights, dtype=config.dtype)
     judge = load_judge() if config.model in EMBEDDED else None
     steps = sampler.steps if config.steps is None else config.steps
     blocks = len(blocks_of(sampler.pipe.transformer))

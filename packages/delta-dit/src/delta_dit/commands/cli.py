@@ -14,15 +14,15 @@ from delta_dit.commands.options import (
 from frugal_shared.cli import Commands, run_cli
 
 COMMANDS: Commands = {
-    "analyze": (AnalyzeConfig, "delta_dit.commands.analyze:analyze"),
-    "bench": (BenchConfig, "delta_dit.commands.bench:bench"),
-    "calibrate": (CalibrateConfig, "delta_dit.commands.calibrate:calibrate"),
-    "demo": (DemoConfig, "delta_dit.commands.demo:demo"),
-    "generate": (GenerateConfig, "delta_dit.commands.generate:generate"),
-    "plan": (PlanConfig, "delta_dit.commands.plan:plan_command"),
-    "train-demo": (TrainDemoConfig, "delta_dit.embedded.dit:train"),
-    "train-demo-lcm": (TrainDemoLcmConfig, "delta_dit.embedded.lcm:train"),
-    "train-judge": (TrainJudgeConfig, "delta_dit.embedded.judge:train"),
+    "analyze": (AnalyzeConfig, "delta_dit.commands.analyze:main"),
+    "bench": (BenchConfig, "delta_dit.commands.bench:main"),
+    "calibrate": (CalibrateConfig, "delta_dit.commands.calibrate:main"),
+    "demo": (DemoConfig, "delta_dit.commands.demo:main"),
+    "generate": (GenerateConfig, "delta_dit.commands.generate:main"),
+    "plan": (PlanConfig, "delta_dit.commands.plan:main"),
+    "train-demo": (TrainDemoConfig, "delta_dit.commands.train_demo:main"),
+    "train-demo-lcm": (TrainDemoLcmConfig, "delta_dit.commands.train_demo_lcm:main"),
+    "train-judge": (TrainJudgeConfig, "delta_dit.commands.train_judge:main"),
 }
 
 

@@ -15,19 +15,19 @@ from delta_dit.commands.models import conditions, load_sampler
 from delta_dit.commands.options import GenerateConfig
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan
-from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.evaluation import chunks
 from frugal_shared.report import grid
 from frugal_shared.run import Run
+from frugal_shared.writing import write_bytes, write_json
 
 GRID_COLUMNS, GRID_IMAGES = 8, 64
 SPEEDUP = "speedup.json"  # as measured while the first images were drawn
 
 
-def generate(config: GenerateConfig) -> None:
+def main(config: GenerateConfig) -> None:
     """Draw the images that are not there yet, then the grid and the results."""
     cache = cache_config(config)  # a plan that cannot be read is told before a large model is loaded
-    sampler = load_sampler(config.model, random_weights=config.random_weights)
+    sampler = load_sampler(config.model, random_weights=config.random_weights, dtype=config.dtype)
     sampler = replace(sampler, conditions=conditions(config, sampler))
     enable_delta_cache(sampler.pipe, cache)
     with Run(config, "delta-dit") as run:

@@ -7,21 +7,22 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from delta_dit.attach import disable_delta_cache, enable_delta_cache
+from delta_dit.attach import delta_cache
 from delta_dit.commands.models import Sampler
 from delta_dit.commands.peers import Attach, on_copy
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.embedded.judge import Judge
+from delta_dit.fidelity import psnr
 from frugal_shared.errors import RunError
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run
 
-IDENTICAL_DB = 100.0  # what two identical images count as: their PSNR is infinite and has no mean
+UNCACHED = "uncached"
+"""Name of the method that all others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,8 @@ class Method:
                 self.attach(sampler.pipe, self.steps)
                 yield
         elif self.cache is not None:
-            enable_delta_cache(sampler.pipe, self.cache)
-            try:
+            with delta_cache(sampler.pipe, self.cache):
                 yield
-            finally:
-                disable_delta_cache(sampler.pipe)
         else:
             yield
 
@@ -112,20 +110,6 @@ def counted(method: Method, sampler: Sampler, seed: int, indices: range) -> tupl
     return counter.get_total_flops() / 2 / len(indices), images
 
 
-def psnr(images: Tensor, reference: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each image to its reference.
-
-    Args:
-        images: ``(B, C, H, W)`` in [0, 1].
-        reference: of the same shape.
-
-    Returns:
-        ``(B,)`` in dB; identical images count as :data:`IDENTICAL_DB`.
-    """
-    error = (images.double() - reference.double()).square().mean((1, 2, 3))
-    return (-10 * error.log10()).clamp(max=IDENTICAL_DB)
-
-
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
     """Return the structural similarity of each image to its reference, ``(B,)``.
 
@@ -137,27 +121,6 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
     except ImportError as error:
         raise RunError("torchmetrics is not installed; install it with: pip install torchmetrics") from error
     return torch.as_tensor(measure(images, reference, data_range=1.0, reduction="none"))
-
-
-def relative_l1(latents: Tensor, reference: Tensor) -> Tensor:
-    """Return ‖x − x_ref‖₁ / ‖x_ref‖₁ per sample, ``(B,)``."""
-    return (latents - reference).abs().flatten(1).sum(1) / reference.abs().flatten(1).sum(1)
-
-
-def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
-    """Return ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½), the squared distance of two Gaussians fitted to features.
-
-    Estimated from few samples it comes out too large: compare only figures with the same number of samples.
-
-    Args:
-        features: ``(N, D)``, N at least 2.
-        reference: ``(M, D)``, M at least 2.
-    """
-    first, second = np.cov(features, rowvar=False), np.cov(reference, rowvar=False)
-    means = np.square(features.mean(0) - reference.mean(0)).sum()
-    # the eigenvalues of a product of two covariances are real and not negative, up to rounding
-    root = np.sqrt(np.linalg.eigvals(first @ second).real.clip(min=0)).sum()
-    return float(means + np.trace(first) + np.trace(second) - 2 * root)
 
 
 def quality(images: Tensor, reference: Tensor | None, labels: Tensor, judge: Judge) -> dict[str, float | None]:

@@ -19,14 +19,18 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
 )
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from delta_dit.commands.options import ConditionsConfig
+from delta_dit.commands.options import ConditionsConfig, Dtype
 from delta_dit.embedded.pixel import is_pixel_pipeline, load_embedded, load_pixel_pipeline, quiet_loading
-from frugal_shared.checkpoint import read_json
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.hub import HubError, hub_errors
+from frugal_shared.reading import read_json
 from frugal_shared.seeds import derived_seed, sample_generators
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STORED = {"BF16": torch.bfloat16, "F16": torch.float16}  # as safetensors calls them
 GATE_STD = 0.5  # of random weights that open or close a block; at their usual near-zero the blocks would not matter
 
 
@@ -81,12 +85,14 @@ class Sampler:
         return torch.tensor([self.conditions[index % len(self.conditions)] for index in indices])
 
 
-def load_sampler(name: str, *, random_weights: bool = False) -> Sampler:
+def load_sampler(name: str, *, random_weights: bool = False, dtype: Dtype | None = None) -> Sampler:
     """Return the sampler called ``name``.
 
     Args:
         name: ``demo``, ``demo-lcm``, ``dit-xl-2-256``, ``pixart-alpha-512``, a hub name, or a local folder.
         random_weights: the named architecture with random weights: right for speed and counts, meaningless as pictures.
+        dtype: precision of the model; default: the one that its transformer is stored in, fp32 if it is embedded, a
+            pixel pipeline, or random.
 
     Raises:
         UsageError: random weights of a model whose architecture is not built in.
@@ -96,14 +102,17 @@ def load_sampler(name: str, *, random_weights: bool = False) -> Sampler:
     if random_weights and name not in _RANDOM:
         raise UsageError(f"model={name!r} has no random weights; allowed: {', '.join(_RANDOM)}")
     try:
-        sampler = _RANDOM[name]() if random_weights else EMBEDDED[name]() if name in EMBEDDED else _pretrained(name)
-    except (UsageError, ImportError):
+        if random_weights:
+            sampler = _RANDOM[name]()
+        else:
+            sampler = EMBEDDED[name]() if name in EMBEDDED else _pretrained(name, dtype)
+    except (UsageError, ImportError, HubError):
         raise
-    except Exception as error:  # hub, network, file and format errors share no base class
-        here = name in EMBEDDED or Path(name).exists()
-        why = f"cannot be loaded: {error}" if here else "is neither a folder nor reachable on the hub"
-        raise RunError(f"model={name!r} {why}; allowed: {', '.join(EMBEDDED)}, a hub name, or a folder") from error
+    except Exception as error:  # file and format errors share no base class
+        raise RunError(f"model={name!r} cannot be loaded: {error}; allowed: {_allowed()}") from error
     sampler.pipe.set_progress_bar_config(disable=True)
+    if dtype is not None and sampler.pipe.transformer.dtype != DTYPES[dtype]:
+        sampler.pipe.to(DTYPES[dtype])
     return sampler
 
 
@@ -130,6 +139,10 @@ def conditions(config: ConditionsConfig, sampler: Sampler) -> list:
     return prompts
 
 
+def _allowed() -> str:
+    return f"{', '.join(EMBEDDED)}, a hub name, or a folder"
+
+
 def _demo() -> Sampler:
     return _drawing_classes("demo", load_embedded(), guidance=1.5)
 
@@ -138,12 +151,14 @@ def _demo_lcm() -> Sampler:
     return _drawing_classes("demo-lcm", load_embedded("textured-digits-lcm"), steps=4, guidance=1.0)
 
 
-def _pretrained(name: str) -> Sampler:
+def _pretrained(name: str, dtype: Dtype | None) -> Sampler:
     check_configs(Path(name))
     if is_pixel_pipeline(Path(name)):
         return _drawing_classes(name, load_pixel_pipeline(Path(name)), guidance=1.5)
-    with quiet_loading():
-        pipe = DiffusionPipeline.from_pretrained(_HUB_NAMES.get(name, name))
+    with quiet_loading(), hub_errors("model", name, _allowed()):
+        folder = name if Path(name).is_dir() else DiffusionPipeline.download(_HUB_NAMES.get(name, name))
+        wanted = stored_dtype(Path(folder)) if dtype is None else DTYPES[dtype]
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=wanted)
     transformer = getattr(pipe, "transformer", None)
     if transformer is None:
         raise UsageError(f"model={name!r} is a {type(pipe).__name__} without a transformer")
@@ -160,6 +175,16 @@ def check_configs(folder: Path) -> None:
     """
     for path in (*folder.glob("model_index.json"), *folder.glob("*/*config.json")):
         read_json(path)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the dtype that the transformer of a pipeline's folder is stored in; float32 if its files do not tell."""
+    for path in sorted((folder / "transformer").glob("*.safetensors")):
+        if len(path.suffixes) == 1:  # else a variant, as in "….fp16.safetensors"
+            with safe_open(path, framework="pt") as file:
+                stored = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            return next((dtype for name, dtype in STORED.items() if name in stored), torch.float32)
+    return torch.float32
 
 
 def _drawing_classes(name: str, pipe: Any, **defaults: Any) -> Sampler:

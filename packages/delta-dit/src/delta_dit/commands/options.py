@@ -2,18 +2,29 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from delta_dit.config import Schedule
 from frugal_shared.config import CommandConfig, RunConfig
 from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
 
+Dtype = Literal["fp32", "bf16", "fp16"]
+
 
 @dataclass(frozen=True, kw_only=True)
-class ConditionsConfig(RunConfig):
-    """Options of the commands that draw from any model, for any of its conditions."""
+class ModelConfig(RunConfig):
+    """Options of the commands that draw from any model."""
 
     model: str = "demo"
     """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
+    dtype: Dtype | None = None
+    """Precision of the model; unset: the one its transformer is stored in, and fp32 of the embedded ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionsConfig(ModelConfig):
+    """Options of the commands that draw from any model, for any of its conditions."""
+
     labels: tuple[int, ...] = ()
     """Class numbers, for models that draw classes; unset: all classes in turn."""
     prompts: Path | None = None
@@ -109,6 +120,8 @@ class DemoConfig(RunConfig):
 
     output_dir: Path = Path("runs/delta-dit")
     """The run folder: results, samples and report.html."""
+    dtype: Dtype = "fp32"
+    """Precision of the model."""
     samples: int = 400
     """Images per method."""
     batch_size: int = 40
@@ -162,13 +175,17 @@ class PlanConfig(CommandConfig):
     min_psnr: float | None = None
     """Instead: the fastest plan whose images have at least this mean PSNR in dB to the uncached ones."""
     calibration: Path | None = None
-    """The run folder of `calibrate`; unset: a fixed schedule."""
+    """The run folder of `calibrate`, or a calibration's file; unset: a fixed schedule."""
     refine: bool = True
     """With a calibration: try the best plans on the model itself, and improve the winner."""
     samples: int = 24
     """Images that --refine compares plans on."""
     evaluations: int = 60
     """How many plans --refine may try."""
+    device: str | None = None
+    """Where --refine draws: cpu, cuda, cuda:1 (the second GPU) or mps. Unset: a GPU if there is one."""
+    dtype: Dtype | None = None
+    """Precision of the model that --refine draws with; unset: as in calibrate."""
     schedule: Schedule = "generic"
     """Without a calibration: which schedule."""
     steps: int = 20
@@ -218,13 +235,11 @@ class TrainDemoLcmConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnalyzeConfig(RunConfig):
+class AnalyzeConfig(ModelConfig):
     """Measure what reusing each range of blocks does to the outline and to the detail of the pictures."""
 
     output_dir: Path = Path("runs/analyze")
     """The run folder: analysis.json, rows.json (reuse at all but every N-th step), results and report.html."""
-    model: str = "demo"
-    """"demo", "demo-lcm", "dit-xl-2-256", "pixart-alpha-512", a hub name, or a pipeline's folder."""
     random_weights: bool = False
     """Use the model's architecture with random weights."""
     samples: int = 40

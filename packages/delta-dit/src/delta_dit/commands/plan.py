@@ -3,32 +3,35 @@
 A fixed schedule is arithmetic and must not wait for torch: what a calibration needs is imported where it is needed.
 """
 
-import json
-import math
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from delta_dit import delta_plan as plans
 from delta_dit.commands.options import PlanConfig
 from delta_dit.config import DeltaCacheConfig
-from delta_dit.delta_plan import DeltaPlan, Full
+from delta_dit.delta_plan import DeltaPlan, Full, for_speedup
+from frugal_shared.config import ProcessConfig
+from frugal_shared.errors import UsageError
+from frugal_shared.writing import write_json
 
 if TYPE_CHECKING:
-    from delta_dit.commands.calibrate import Calibration
-    from delta_dit.planner import Reuses, Trial
+    from delta_dit.calibration import Calibration
+    from delta_dit.trial import Trial
 
 DEFAULT_SPEEDUP = 1.6
+BATCH = 24  # images drawn at once
 
 
-def plan_command(config: PlanConfig) -> None:
+def main(config: PlanConfig) -> None:
     """Make the plan, and write or print it."""
-    plan = fixed(config) if config.calibration is None else calibrated(config)
+    plan = fixed(config) if config.calibration is None else calibrated(config, config.calibration)
     if config.json is None:
         show(plan)
     else:
-        plans.write_text(config.json, json.dumps(plan.to_json() | schedule_facts(config), indent=1) + "\n")
+        write_json(config.json, plan.to_json() | schedule_facts(config))
 
 
 def fixed(config: PlanConfig) -> DeltaPlan:
@@ -45,56 +48,61 @@ def schedule_facts(config: PlanConfig) -> dict[str, int | None]:
     """Return N and N_c of a schedule that has them."""
     if config.calibration is not None or config.schedule == "generic":
         return {"interval": None, "cached_blocks": None}
-    interval, cached = plans.for_speedup(config.steps, config.blocks, config.speedup or DEFAULT_SPEEDUP)
+    interval, cached = for_speedup(config.steps, config.blocks, config.speedup or DEFAULT_SPEEDUP)
     return {"interval": interval, "cached_blocks": cached}
 
 
-def calibrated(config: PlanConfig) -> DeltaPlan:
+def calibrated(config: PlanConfig, path: Path) -> DeltaPlan:
     """Return the best plan that a calibration allows.
 
+    Args:
+        config: the options.
+        path: the calibration's file, or the run folder of `calibrate`.
+
     Raises:
-        UsageError: no plan is as fast, or as faithful, as that.
+        ValueError: no plan is as fast, or as faithful, as that; or it is no calibration.
     """
-    from delta_dit.commands.calibrate import Calibration
-    from delta_dit.planner import Candidates, ErrorModel, Trial, saved_blocks
+    from delta_dit.calibration import Calibration
+    from delta_dit.commands.calibrate import FILE
 
-    assert config.calibration is not None
-    calibration = Calibration.load(config.calibration)
-    model = ErrorModel(calibration)
-    candidates = Candidates(model)
-    trial = Trial(calibration, config.samples) if config.refine else None
-    wanted = wanted_psnr(config, calibration)
-    if wanted is None:
-        saved = saved_blocks(model.steps, model.blocks, config.speedup or DEFAULT_SPEEDUP)
-    else:
-        saved = candidates.fastest(wanted, trial)
-    if trial is None or not saved:
-        reuses = candidates.best(saved, trial)
-    else:
-        reuses = candidates.refined(saved, trial, config.evaluations)
-    provenance = calibration.about | promise(reuses, model.predict(reuses), trial)
-    return DeltaPlan.of(calibration.blocks, reuses, levels=calibration.levels, provenance=provenance)
+    found = Calibration.load(path if path.is_file() else path / FILE)
+    wanted: dict[str, Any] = {"speedup": config.speedup, "min_psnr": config.min_psnr, "max_error": config.max_error}
+    if set(wanted.values()) == {None}:
+        wanted["speedup"] = DEFAULT_SPEEDUP
+    if not config.refine:
+        return found.plan(**wanted)
+    plan = found.plan(**wanted, trial=trial_of(found, config), evaluations=config.evaluations)
+    return replace(plan, provenance=plan.provenance | {"psnr_seed": found.about["seed"] + 1})
 
 
-def wanted_psnr(config: PlanConfig, calibration: "Calibration") -> float | None:
-    """Return the PSNR in dB that is asked for, directly or as an error; None where a speed-up is."""
-    if config.max_error is not None:
-        return -10 * math.log10(config.max_error**2 * calibration.power)
-    return config.min_psnr
+def trial_of(calibration: "Calibration", config: PlanConfig) -> "Trial":
+    """Return what tries plans on the calibration's model: the same conditions, other noise.
 
+    Raises:
+        UsageError: the calibration was not made by the command, and does not say what it drew.
+    """
+    import torch
+    from accelerate import Accelerator
 
-def promise(reuses: "Reuses", error: float, trial: "Trial | None") -> dict[str, Any]:
-    """Return the provenance's account of how good the plan is, and how that is known."""
-    predicted = -10 * math.log10(error) if error > 0 else None
-    if trial is None:
-        return {"predicted_psnr_db": predicted}
-    return {
-        "predicted_psnr_db": predicted,
-        "psnr_db": trial(reuses),
-        "psnr_samples": trial.samples,
-        "psnr_seed": trial.seed,
-        "plans_tried": len(trial.known),
-    }
+    from delta_dit.commands.models import load_sampler
+    from delta_dit.trial import Trial
+    from frugal_shared.evaluation import chunks
+    from frugal_shared.launch import use_device
+
+    about = calibration.about
+    if "model" not in about:
+        raise UsageError(f"calibration={str(config.calibration)!r} names no model to draw with; allowed: --no-refine")
+    sampler = load_sampler(about["model"], dtype=config.dtype)
+    drawn = {"conditions": about[sampler.argument], "steps": about["steps"], "guidance": about["guidance"]}
+    sampler = replace(sampler, **drawn)
+    with use_device(ProcessConfig(device=config.device)):
+        sampler.pipe.to(Accelerator().device)
+    batches = list(chunks(config.samples, BATCH, 0, 1))
+    return Trial(
+        sampler.pipe,
+        lambda: torch.cat([sampler.draw(about["seed"] + 1, batch) for batch in batches]),
+        calibration.levels,
+    )
 
 
 def show(plan: DeltaPlan) -> None:

@@ -13,13 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from delta_dit.commands.options import TrainJudgeConfig
 from delta_dit.embedded.pixel import embedded_folder
-from frugal_shared.checkpoint import write_bytes
 from frugal_shared.datasets import TEXTURES, TexturedDigits
 from frugal_shared.errors import RunError
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
+from frugal_shared.writing import write_bytes
 
 FOLDER = "textured-digits-judge"
 SAVE_EVERY = 500  # steps
@@ -77,35 +76,42 @@ def load_judge() -> Judge:
     return judge.eval()
 
 
-def train(config: TrainJudgeConfig) -> None:
-    """Train the judge on the split "val", test it on the split "test", save ``judge.safetensors``."""
-    with Run(config, "delta-dit") as run:
-        torch.manual_seed(config.seed)
-        judge = Judge()
-        optimizer = torch.optim.AdamW(judge.parameters(), lr=config.learning_rate, weight_decay=0.05)
-        start = 0
-        if (found := run.restore()) is not None:
-            start, tree = found
-            judge.load_state_dict(tree["model"])
-            optimizer.load_state_dict(tree["optimizer"])
-        data = TexturedDigits("val", config.seed)
-        for step in run.progress(range(start, config.steps), initial=start, total=config.steps, desc="train-judge"):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-            images, labels = data.batch(step, config.batch_size)
-            outline, texture = judge(augment(images, generator(config.seed, _AUGMENT, step)))
-            loss = F.cross_entropy(outline, labels // 4) + F.cross_entropy(texture, labels % 4)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if (step + 1) % 50 == 0:
-                run.log(step + 1, loss=loss.item())
-            if (step + 1) % SAVE_EVERY == 0:
-                run.save(step + 1, {"model": judge.state_dict(), "optimizer": optimizer.state_dict()}, keep=2)
-        images, labels = TexturedDigits("test", config.seed).batch(0, 2000)
-        outline, texture = (right.double().mean().item() for right in judge.eval().reads(images, labels))
-        write_bytes(run.folder / "judge.safetensors", save(judge.state_dict()))
-        run.finish({"outline_accuracy": outline, "texture_accuracy": texture})
+def train_judge(run: Run, *, steps: int, batch_size: int, learning_rate: float) -> None:
+    """Train on the split "val", test on the split "test", save ``judge.safetensors`` into the run folder.
+
+    Args:
+        run: the run; its seed decides about everything.
+        steps: optimizer steps.
+        batch_size: images per step.
+        learning_rate: start of the cosine.
+    """
+    seed = run.config.seed
+    torch.manual_seed(seed)
+    judge = Judge()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=0.05)
+    start = 0
+    if (found := run.restore()) is not None:
+        start, tree = found
+        judge.load_state_dict(tree["model"])
+        optimizer.load_state_dict(tree["optimizer"])
+    data = TexturedDigits("val", seed)
+    for step in run.progress(range(start, steps), initial=start, total=steps, desc="train-judge"):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        images, labels = data.batch(step, batch_size)
+        outline, texture = judge(augment(images, generator(seed, _AUGMENT, step)))
+        loss = F.cross_entropy(outline, labels // 4) + F.cross_entropy(texture, labels % 4)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % 50 == 0:
+            run.log(step + 1, loss=loss.item())
+        if (step + 1) % SAVE_EVERY == 0:
+            run.save(step + 1, {"model": judge.state_dict(), "optimizer": optimizer.state_dict()}, keep=2)
+    images, labels = TexturedDigits("test", seed).batch(0, 2000)
+    outline, texture = (right.double().mean().item() for right in judge.eval().reads(images, labels))
+    write_bytes(run.folder / "judge.safetensors", save(judge.state_dict()))
+    run.finish({"outline_accuracy": outline, "texture_accuracy": texture})
 
 
 def augment(images: Tensor, random: torch.Generator) -> Tensor:

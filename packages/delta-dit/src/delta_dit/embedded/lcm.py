@@ -1,4 +1,4 @@
-"""``delta-dit train-demo-lcm``: the recipe that made the embedded 4-step model.
+"""The recipe of the embedded 4-step model.
 
 A consistency model f maps every point of one trajectory of the guided teacher to the trajectory's end:
 
@@ -14,15 +14,13 @@ number built in, not an input of the student.
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, LCMScheduler
 
-from delta_dit.commands.options import TrainDemoLcmConfig
-from delta_dit.embedded.dit import fit, share
-from delta_dit.embedded.pixel import load_embedded, load_pixel_pipeline
+from delta_dit.embedded.training import fit, share
 from frugal_shared.datasets import TexturedDigits
-from frugal_shared.errors import RunError
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
 
@@ -33,37 +31,31 @@ HUBER = 0.03  # the loss is quadratic below, linear above
 _NOISE = 2  # stream of random numbers
 
 
-def train(config: TrainDemoLcmConfig) -> None:
-    """Distil, save ``<output_dir>/pipeline`` in fp16, and write the results."""
-    with Run(config, "delta-dit") as run:
-        teacher = load_teacher(config).to(run.accelerator.device)
-        student = copy.deepcopy(teacher)
-        student.register_to_config(_name_or_path="")  # where the teacher lay on this machine
-        optimizer = torch.optim.AdamW(student.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-        teacher.requires_grad_(False)
-        scheduler = sampler()
+def distil(run: Run, teacher: DiTTransformer2DModel, *, guidance: float, **loop: Any) -> None:
+    """Distil, save ``pipeline`` into the run folder in fp16, and write the results.
 
-        def loss(student, x0: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
-            return consistency_loss(student, teacher, scheduler, x0, labels, config, step, run.accelerator)
-
-        fit(run, config, student, optimizer, scheduler, loss)
-
-
-def load_teacher(config: TrainDemoLcmConfig) -> DiTTransformer2DModel:
-    """Return the teacher's transformer in float32.
-
-    Raises:
-        RunError: the folder does not hold such a pipeline.
+    Args:
+        run: the run; its seed decides about everything.
+        teacher: the transformer of a pixel pipeline, in float32.
+        guidance: guidance scale of the teacher.
+        loop: see :func:`~delta_dit.embedded.training.fit`.
     """
-    if config.teacher is None:
-        return load_embedded().transformer.eval()
-    try:
-        return load_pixel_pipeline(config.teacher).transformer.eval()
-    except Exception as error:  # hub, file and format errors share no base class
-        raise RunError(f"teacher={str(config.teacher)!r} is not the pipeline of a train-demo run: {error}") from error
+    teacher = teacher.eval().to(run.accelerator.device)
+    student = copy.deepcopy(teacher)
+    student.register_to_config(_name_or_path="")  # where the teacher lay on this machine
+    teacher.requires_grad_(False)
+    scheduler = consistency_scheduler()
+
+    def loss(student, x0: torch.Tensor, labels: torch.Tensor, step: int) -> torch.Tensor:
+        # of the images only the shape matters: trajectories begin in noise
+        noise = torch.randn(x0.shape, generator=generator(run.config.seed, _NOISE, step))
+        noise, labels = share(run.accelerator, noise, labels)
+        return consistency_loss(student, teacher, scheduler, noise, labels, guidance)
+
+    fit(run, student, scheduler, loss, **loop)
 
 
-def sampler() -> LCMScheduler:
+def consistency_scheduler() -> LCMScheduler:
     """Return the consistency sampler: predict the image, noise it again to the next level, and so on."""
     return LCMScheduler(
         beta_schedule="squaredcos_cap_v2",
@@ -73,16 +65,9 @@ def sampler() -> LCMScheduler:
     )
 
 
-def consistency_loss(
-    student, teacher, scheduler, x0, labels, config: TrainDemoLcmConfig, step: int, accelerator
-) -> torch.Tensor:
-    """Return the pseudo-Huber distance of f(x_t, t) at all levels to the end of x_t's trajectory.
-
-    Of the global batch ``x0`` only the shape matters: trajectories begin in noise.
-    """
-    noise = torch.randn(x0.shape, generator=generator(config.seed, _NOISE, step))
-    noise, labels = share(accelerator, noise, labels)
-    points, times, end = trajectory(teacher, scheduler, noise, labels, config.guidance)
+def consistency_loss(student, teacher, scheduler: LCMScheduler, noise, labels, guidance: float) -> torch.Tensor:
+    """Return the pseudo-Huber distance of f(x_t, t) at all levels to the end of x_t's trajectory."""
+    points, times, end = trajectory(teacher, scheduler, noise, labels, guidance)
     error = consistency(student, scheduler, points, times, labels.repeat(LEVELS)) - end.repeat(LEVELS, 1, 1, 1)
     return ((error.square() + HUBER**2).sqrt() - HUBER).mean()
 

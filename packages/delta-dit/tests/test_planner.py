@@ -6,9 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from delta_dit.commands.calibrate import Calibration
-from delta_dit.delta_plan import DeltaPlan, Reuse
-from delta_dit.planner import NONE, Candidates, ErrorModel, Frontier, Reuses, changes, refine, saved_blocks
+from delta_dit.calibration import Calibration
+from delta_dit.delta_plan import DeltaPlan, Reuse, Reuses
+from delta_dit.error_model import NONE, ErrorModel
+from delta_dit.frontier import Frontier
+from delta_dit.planner import Planner, saved_blocks
+from delta_dit.refinement import changes, refine
 
 STEPS, BLOCKS = 4, 3
 
@@ -61,7 +64,7 @@ def by_hand(found: Calibration, model: ErrorModel, plan: Reuses) -> list[float]:
 )
 def test_frontier_is_brute_force(power: float, longest_run: int | None) -> None:
     found = calibration()
-    model = ErrorModel(found)
+    model = found.errors
     frontier = Frontier(model, power, longest_run)
     best: dict[int, float] = {}
     for plan in every_plan(STEPS, BLOCKS):
@@ -86,14 +89,14 @@ def test_frontier_is_brute_force(power: float, longest_run: int | None) -> None:
 
 def test_predict_is_the_definition() -> None:
     found = calibration(seed=1)
-    model = ErrorModel(found)
+    model = found.errors
     for plan in every_plan(STEPS, BLOCKS)[::97]:
         assert model.predict(plan) == pytest.approx(sum(by_hand(found, model, plan)), rel=1e-5, abs=1e-9)
 
 
 def test_weights_reproduce_what_was_measured() -> None:
     found = calibration(seed=2)
-    model = ErrorModel(found)
+    model = found.errors
     for column, probe in enumerate(found.probes):
         for step in range(1 + probe.order, STEPS):
             once = tuple(probe if i == step else None for i in range(STEPS))
@@ -102,7 +105,7 @@ def test_weights_reproduce_what_was_measured() -> None:
 
 def test_plans_of_the_frontier_can_be_carried_out() -> None:
     found = calibration(steps=8, blocks=6)
-    frontier = Frontier(ErrorModel(found))
+    frontier = Frontier(found.errors)
     for saved in range(frontier.largest + 1):
         plan = DeltaPlan.of(6, frontier.plan(saved), levels=found.levels)
         assert plan.blocks_run() == 8 * 6 - saved
@@ -113,11 +116,11 @@ def test_plans_of_the_frontier_can_be_carried_out() -> None:
 def test_constant_deltas_cost_nothing() -> None:
     found = calibration()
     constant = Calibration(np.repeat(found.sketches[:, :1], STEPS, 1), found.harm, found.probes, found.levels, 0.2, {})
-    assert Frontier(ErrorModel(constant)).error((STEPS - 1) * BLOCKS) == pytest.approx(0, abs=1e-3)
+    assert Frontier(constant.errors).error((STEPS - 1) * BLOCKS) == pytest.approx(0, abs=1e-3)
 
 
 def test_changes_keep_the_cost() -> None:
-    start = Frontier(ErrorModel(calibration(steps=6, blocks=4))).plan(9)
+    start = Frontier(calibration(steps=6, blocks=4).errors).plan(9)
     near = set(changes(start, 4))
     assert len(near) > 20
     for plan in near:
@@ -126,7 +129,7 @@ def test_changes_keep_the_cost() -> None:
 
 
 def test_refine_never_loses_and_keeps_to_its_budget() -> None:
-    model = ErrorModel(calibration(steps=6, blocks=4))
+    model = calibration(steps=6, blocks=4).errors
     seen: list[Reuses] = []
 
     def quality(plan: Reuses) -> float:
@@ -143,11 +146,11 @@ def test_refine_never_loses_and_keeps_to_its_budget() -> None:
 
 
 def test_fastest_is_where_the_error_crosses() -> None:
-    model = ErrorModel(calibration(steps=6, blocks=4))
-    frontier, candidates = Frontier(model), Candidates(model)
-    saved = candidates.fastest(-10 * math.log10(frontier.error(10) * 1.0001), None)
+    model = calibration(steps=6, blocks=4).errors
+    frontier, planner = Frontier(model), Planner(model)
+    saved = planner.fastest(-10 * math.log10(frontier.error(10) * 1.0001))
     assert frontier.error(saved) <= frontier.error(10) * 1.0001 and saved >= 10
-    assert candidates.fastest(1e9, None) == 0
+    assert planner.fastest(1e9) == 0
 
 
 def test_saved_blocks_rounds_as_the_schedules_do() -> None:

@@ -1,0 +1,114 @@
+"""What the blocks add to their inputs, recorded by step while a pipeline samples: random projections of it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from delta_dit.adapters import Block, adapter_for, argument_reader, blocks_of, stream_reader
+from delta_dit.attach import sole_transformer
+from delta_dit.clock import SchedulerClock
+
+SKETCH_SIZE = 127
+"""Numbers per projection. Prime, so that a loud channel of every token does not always meet the same number."""
+
+
+class Recorder:
+    """Keeps a projection of what every block adds, by step; rows are samples, once per branch of guidance."""
+
+    def __init__(self, clock: SchedulerClock) -> None:
+        self.clock = clock
+        self.step = -1
+        self.kept: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        """(step, block) → the projections ``(rows, SKETCH_SIZE)`` of each call."""
+
+    def begin(self, timestep: Any) -> None:
+        """Note where in the run the call stands that is about to happen.
+
+        Raises:
+            ValueError: the scheduler does not tell.
+        """
+        position = self.clock.tick(timestep)
+        if position is None:
+            raise ValueError(f"{type(self.clock.scheduler).__name__} does not tell its steps; allowed: another one")
+        self.step = position.step
+
+    def reads(self, index: int, block: Block) -> Callable[..., None]:
+        """Return the hook that takes a block's streams before and after it."""
+        read = stream_reader(block)
+
+        def hook(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            streams = enumerate(zip(read(args, kwargs), output if isinstance(output, tuple) else (output,)))
+            sketches = [sketch(out - start, i) for i, (start, out) in streams if start is not None and out is not None]
+            self.kept[self.step, index].append(torch.stack(sketches).sum(0).cpu())
+
+        return hook
+
+    def take(self, samples: int) -> Tensor:
+        """Return the projections of the run that ended, ``(samples, T, L, K)``, and forget them.
+
+        Raises:
+            ValueError: guidance was on at some of the steps only.
+        """
+        steps, blocks = (1 + max(key[axis] for key in self.kept) for axis in (0, 1))
+        table = [[torch.cat(self.kept[step, block]) for block in range(blocks)] for step in range(steps)]
+        self.kept.clear()
+        if len({len(rows) for row in table for rows in row}) > 1:
+            raise ValueError("the steps have different numbers of branches; allowed: guidance that stays on")
+        rows = torch.stack([torch.stack(row) for row in table])  # (T, L, branches · samples, K)
+        by_sample = rows.unflatten(2, (-1, samples)).permute(3, 0, 1, 2, 4)  # (samples, T, L, branches, K)
+        return by_sample.flatten(3).contiguous()
+
+
+@contextmanager
+def recording(pipe: Any) -> Iterator[Recorder]:
+    """Record what the blocks of a pipeline's transformer add to their inputs; its images stay the same.
+
+    Raises:
+        ValueError: the pipeline has no scheduler, no transformer, or more than one.
+    """
+    transformer = sole_transformer(pipe)
+    timestep = argument_reader(transformer, adapter_for(transformer).timestep)
+    recorder = Recorder(SchedulerClock(pipe))
+
+    def begin(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        recorder.begin(timestep(args, kwargs))
+
+    handles = [transformer.register_forward_pre_hook(begin, with_kwargs=True)]
+    for index, block in enumerate(blocks_of(transformer)):
+        handles.append(block.module.register_forward_hook(recorder.reads(index, block), with_kwargs=True))
+    try:
+        yield recorder
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sketch(values: Tensor, stream: int = 0) -> Tensor:
+    """Return a random projection that keeps squared norms and inner products on average: E⟨Sx, Sy⟩ = ⟨x, y⟩.
+
+    Element i is added to number i mod K with a random sign that follows from i, the stream and the shape alone.
+
+    Args:
+        values: ``(rows, ...)``.
+        stream: projections of different streams are independent, so that they can be summed.
+
+    Returns:
+        ``(rows, K)`` float32, K = :data:`SKETCH_SIZE`.
+    """
+    flat = values.flatten(1).float()
+    count = flat.shape[1]
+    flat = flat * _signs(count, stream).to(flat.device)
+    return F.pad(flat, (0, -count % SKETCH_SIZE)).view(len(flat), -1, SKETCH_SIZE).sum(1)
+
+
+@lru_cache(maxsize=8)
+def _signs(count: int, stream: int) -> Tensor:
+    signs = np.random.default_rng((count, stream)).integers(2, size=count, dtype=np.int8)
+    return torch.from_numpy(2 * signs - 1)

@@ -1,0 +1,86 @@
+"""The closed loop: small changes of a plan, each tried on the model itself."""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from delta_dit.delta_plan import Reuse, Reuses, longest_run
+from delta_dit.error_model import ErrorModel
+
+
+def refine(
+    start: Reuses, quality: Callable[[Reuses], float], model: ErrorModel, evaluations: int
+) -> tuple[Reuses, float]:
+    """Improve a plan by small changes that keep its cost, each tried on the model itself.
+
+    The first change that helps is kept. What a calibration misjudges comes first, that is which steps extrapolate; the
+    rest in the order in which it likes them, as long as no run of reuse becomes longer than the longest.
+
+    Args:
+        start: the plan.
+        quality: what to maximise, e.g. the mean PSNR to the uncached images.
+        model: ranks the changes.
+        evaluations: how many plans may be tried.
+
+    Returns:
+        The plan and its quality.
+    """
+    best, best_quality, run = start, quality(start), longest_run(start)
+    tried = {start}
+    while len(tried) <= evaluations:
+        near = dict.fromkeys(plan for plan in changes(best, model.blocks) if longest_run(plan) <= run)  # in this order
+        flips = set(_flipped(best))
+        fresh = [plan for plan in near if plan not in tried]
+        fresh.sort(key=lambda plan: (plan not in flips, model.predict(plan, power=0.5)))
+        for plan in fresh[: evaluations + 1 - len(tried)]:
+            tried.add(plan)
+            if (value := quality(plan)) > best_quality:
+                best, best_quality = plan, value
+                break
+        else:
+            break
+    return best, best_quality
+
+
+def changes(plan: Reuses, blocks: int) -> Iterator[Reuses]:
+    """Yield the plans one small change away, all of the same cost.
+
+    A full and a reuse step change places; a reuse step changes its order; it reuses another range of the same width; or
+    it gives some of its width to another step.
+    """
+    yield from _flipped(plan)
+    for i, j in itertools.permutations(range(1, len(plan)), 2):
+        first, second = plan[i], plan[j]
+        if first is None:
+            continue
+        if second is None:
+            yield _with(plan, {i: None, j: first})
+        room = blocks if second is None else blocks - second.width
+        most = min(first.width, room)
+        for width in {*(2**k for k in range(most.bit_length()) if 2**k <= most), most} - {0}:
+            for less in _resized(first, first.width - width, blocks):
+                for more in _resized(second or Reuse(0, blocks, first.order), blocks - room + width, blocks):
+                    yield _with(plan, {i: less, j: more})
+    for i, reuse in enumerate(plan):
+        if reuse is None:
+            continue
+        for start in range(blocks - reuse.width + 1):
+            yield _with(plan, {i: Reuse(start, start + reuse.width, reuse.order)})
+
+
+def _flipped(plan: Reuses) -> Iterator[Reuses]:
+    for i, reuse in enumerate(plan):
+        if reuse is not None:
+            yield _with(plan, {i: Reuse(*reuse.range, 1 - reuse.order)})
+
+
+def _resized(reuse: Reuse, width: int, blocks: int) -> Iterator[Reuse | None]:
+    """Yield a reuse of another width that shares its front end or its rear end; None for no width at all."""
+    if width == 0:
+        yield None
+        return
+    for start in {min(reuse.start, blocks - width), max(reuse.stop - width, 0)}:
+        yield Reuse(start, start + width, reuse.order)
+
+
+def _with(plan: Reuses, changed: dict[int, Reuse | None]) -> Reuses:
+    return tuple(changed.get(step, reuse) for step, reuse in enumerate(plan))

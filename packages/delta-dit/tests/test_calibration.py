@@ -1,0 +1,299 @@
+"""The sketches know the error of any reuse; recording changes nothing; the calibration survives its file."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler
+from safetensors.torch import save_file
+
+from delta_dit import Calibration, Trial, calibrate, delta_cache, delta_cache_stats, enable_delta_cache
+from delta_dit.adapters import blocks_of
+from delta_dit.calibration import ENTRY, SCHEMA, measure, probe_count
+from delta_dit.commands import plan as plan_command
+from delta_dit.commands.cli import main
+from delta_dit.commands.models import Sampler, open_gates
+from delta_dit.delta_plan import DeltaPlan, Reuse
+from delta_dit.embedded.pixel import PixelDiTPipeline
+from delta_dit.error_model import ErrorModel
+from delta_dit.planner import Planner
+from delta_dit.recorder import recording, sketch
+
+STEPS, BLOCKS, SEED = 5, 3, 1000
+ABOUT = {"model": "tiny", "steps": STEPS, "guidance": 1.5, "seed": SEED, "class_labels": [0, 1, 2, 3]}
+
+
+def tiny(scheduler=None) -> Sampler:
+    """Return a sampler of a random model: 3 blocks, 8×8 pixels, 4 classes."""
+    torch.manual_seed(0)
+    transformer = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=3, num_layers=BLOCKS, sample_size=8, patch_size=2,
+        num_embeds_ada_norm=4,
+    )  # fmt: skip
+    open_gates(transformer)
+    kept = {"prediction_type": "sample", "beta_schedule": "squaredcos_cap_v2"}
+    scheduler = scheduler or DPMSolverMultistepScheduler(lambda_min_clipped=-5.1, **kept)
+    pipe = PixelDiTPipeline(transformer.eval(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    return Sampler("tiny", pipe, [0, 1, 2, 3], "class_labels", steps=STEPS, guidance=1.5)
+
+
+@cache
+def measured(batch_size: int = 4) -> Calibration:
+    sampler = tiny()
+    batches = [range(start, start + batch_size) for start in range(0, 4, batch_size)]
+    return measure(sampler.pipe, lambda batch: sampler.draw(SEED, batch), batches, [range(1)], about=ABOUT)
+
+
+def trial_of(found: Calibration, seed: int, samples: int) -> Trial:
+    sampler = tiny()
+    return Trial(sampler.pipe, lambda: sampler.draw(seed, range(samples)), found.levels)
+
+
+def hooks(pipe) -> list:
+    modules = [pipe.transformer, *(block.module for block in blocks_of(pipe.transformer))]
+    return [hook for module in modules for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+
+
+def test_sketch_keeps_norms_and_products_on_average() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 64, 37, 96, generator=random)
+    x[:, :, 5] *= 30  # a loud channel, as real models have
+    y = y + 0.5 * x
+    exact, sketched = (x * y).sum((1, 2)), (sketch(x) * sketch(y)).sum(1)
+    assert sketched.mean().item() == pytest.approx(exact.mean().item(), rel=0.1)
+    assert torch.equal(sketch(x), sketch(x))
+    torch.testing.assert_close(sketch(x) + sketch(y), sketch(x + y), rtol=1e-4, atol=1e-2)
+    assert not torch.equal(sketch(x), sketch(x, stream=1))
+
+
+def test_recording_changes_no_image_and_leaves_no_hook() -> None:
+    sampler = tiny()
+    plain = sampler.draw(0, range(4))
+    with recording(sampler.pipe) as recorder:
+        assert torch.equal(sampler.draw(0, range(4)), plain)
+        assert recorder.take(4).shape[:3] == (4, STEPS, BLOCKS)
+    assert hooks(sampler.pipe) == []
+
+
+def test_sketched_error_of_a_range_is_its_true_error() -> None:
+    sampler, calls = tiny(), []
+    blocks = sampler.pipe.transformer.transformer_blocks
+    blocks[1].register_forward_pre_hook(lambda _, args: calls.append(args[0].clone()))
+    blocks[2].register_forward_hook(lambda _, args, out: calls.append(out.clone()))
+    sampler.draw(SEED, range(4))
+    delta = [out - start for start, out in zip(calls[::2], calls[1::2], strict=True)]  # of blocks 1 and 2, per step
+    found = measured()
+    model = ErrorModel(found.sketches, found.probes, found.harm)
+    model._planes[:] = 0  # weights of 1
+    for held, step in [(0, 1), (0, 4), (2, 3)]:
+        true = 2 * (delta[step] - delta[held]).flatten(1).square().sum(1).mean().item()  # two branches per sample
+        assert model.held((1, 3))[held, step] == pytest.approx(true, rel=0.25)
+    line = delta[2] + 2 * (delta[2] - delta[1])
+    true = 2 * (delta[4] - line).flatten(1).square().sum(1).mean().item()
+    assert model.extrapolated((1, 3))[1, 2, 4] == pytest.approx(true, rel=0.25)
+
+
+def test_samples_do_not_depend_on_their_batch() -> None:
+    whole, halves = measured(), measured(batch_size=2)
+    np.testing.assert_allclose(halves.sketches, whole.sketches, rtol=1e-3, atol=1e-3)
+    assert halves.levels == whole.levels and halves.about == whole.about
+
+
+def test_prediction_of_one_reuse_is_its_trial() -> None:
+    found = measured()
+    trial = trial_of(found, SEED, samples=1)
+    for step in range(1, STEPS):
+        once = tuple(Reuse(0, BLOCKS) if i == step else None for i in range(STEPS))
+        assert trial(once) == pytest.approx(-10 * np.log10(found.harm[step, 0]), abs=0.01)
+
+
+def test_candidates_on_a_trial_are_never_worse_than_any_of_them() -> None:
+    found = measured()
+    trial = trial_of(found, SEED + 1, samples=4)
+    planner = Planner(found.errors, trial)
+    best = planner.best(6)
+    assert trial(best) == max(trial(plan) for plan in planner.candidates(6))
+    assert trial((None,) * STEPS) == 100
+
+
+def test_a_plan_has_the_cost_asked_for_and_tells_how_good_it_is() -> None:
+    found = measured()
+    trial = trial_of(found, SEED + 1, samples=2)
+    predicted, tried = found.plan(speedup=1.6), found.plan(speedup=1.6, trial=trial, evaluations=9)
+    for plan in (predicted, tried):
+        assert plan.blocks_run() == STEPS * BLOCKS - 6 and plan.levels == found.levels
+        assert plan.provenance["model"] == "tiny"
+    assert "psnr_db" not in predicted.provenance
+    told = tried.provenance
+    assert told["psnr_db"] == trial(tried.reuses) >= trial(predicted.reuses)
+    assert (told["psnr_samples"], told["plans_tried"]) == (2, len(trial.known))
+
+
+def test_a_plan_that_is_good_enough_is_no_slower_than_it_must_be() -> None:
+    found = measured()
+    trial = trial_of(found, SEED + 1, samples=2)
+    wanted = trial(found.plan(speedup=1.6).reuses)
+    plan = found.plan(min_psnr=wanted, trial=trial, evaluations=1)
+    assert plan.blocks_run() <= STEPS * BLOCKS - 6 and trial(plan.reuses) >= wanted
+    assert found.plan(min_psnr=1e9).full_steps == STEPS
+    error = 10 ** (-30 / 20) / found.power**0.5  # 30 dB, as a share of the images
+    assert found.plan(max_error=error).reuses == found.plan(min_psnr=30).reuses
+
+
+@pytest.mark.parametrize("given", [{}, {"speedup": 2.0, "min_psnr": 30.0}])
+def test_a_plan_is_asked_for_by_one_number(given) -> None:
+    with pytest.raises(ValueError, match="allowed: one of them"):
+        measured().plan(**given)
+
+
+def test_calibrate_a_pipeline_from_python_and_plan_with_it() -> None:
+    pipe, steps = tiny().pipe, 3
+
+    def draw(**options):
+        noise = torch.Generator().manual_seed(7)
+        return pipe([0, 3], num_inference_steps=steps, generator=noise, output_type="pt", **options).images
+
+    plain, runs = draw(), []
+    found = calibrate(
+        pipe,
+        [{"class_labels": [0, 3], "guidance_scale": 1.5}, {"class_labels": [1, 2], "guidance_scale": 1.5}],
+        steps=steps,
+        progress=lambda probes: runs.extend(probes) or probes,
+    )
+    assert found.sketches.shape[:3] == (4, steps, BLOCKS)
+    assert len(runs) == np.isfinite(found.harm).sum() == 5 * (steps - 1) + (steps - 2)  # a line needs two before
+    assert found.about["transformer"] == "DiTTransformer2DModel" and found.about["calls"] == 2
+    assert hooks(pipe) == [] and torch.equal(draw(), plain)
+    again = calibrate(pipe, [{"class_labels": [0, 3], "guidance_scale": 1.5}], steps=steps)
+    np.testing.assert_array_equal(again.sketches, found.sketches[:2])  # the first call draws the same noise
+    plan = found.plan(speedup=1.6)
+    enable_delta_cache(pipe, plan)
+    assert not torch.equal(draw(), plain)
+    assert delta_cache_stats(pipe).block_speedup == pytest.approx(plan.mac_speedup())
+
+
+def test_prompts_are_inputs() -> None:
+    class Asked(PixelDiTPipeline):
+        def __call__(self, prompt, **options):
+            return super().__call__([len(prompt)], **options)
+
+    sampler = tiny()
+    asked = Asked(sampler.pipe.transformer, sampler.pipe.scheduler)
+    asked.set_progress_bar_config(disable=True)
+    found = calibrate(asked, prompts=["a", "the"], steps=2)
+    same = calibrate(sampler.pipe, [{"class_labels": [1]}, {"class_labels": [3]}], steps=2)
+    np.testing.assert_array_equal(found.sketches, same.sketches)
+
+
+def two_transformers(sampler: Sampler):
+    sampler.pipe.transformer_2 = sampler.pipe.transformer
+    return sampler.pipe
+
+
+BAD_CALLS = {
+    "nothing to draw": (lambda sampler: calibrate(sampler.pipe, []), "inputs="),
+    "neither": (lambda sampler: calibrate(sampler.pipe), "inputs=None and prompts=None"),
+    "one step": (lambda sampler: calibrate(sampler.pipe, [{"class_labels": [0]}], steps=1), "steps=1"),
+    "no pipeline": (lambda sampler: calibrate(sampler.pipe.transformer, [{}]), "no scheduler"),
+    "no transformer": (lambda sampler: calibrate(object(), [{}]), "object has no transformer"),
+    "two": (lambda sampler: calibrate(two_transformers(sampler), [{}]), "2 transformers"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CALLS)
+def test_what_cannot_be_calibrated_is_told_and_left_as_it_was(case) -> None:
+    call, named = BAD_CALLS[case]
+    sampler = tiny()
+    with pytest.raises(ValueError, match=f"{named}.*; allowed: "):
+        call(sampler)
+    assert hooks(sampler.pipe) == []
+
+
+def test_an_error_in_mid_run_leaves_no_hook_and_no_cache() -> None:
+    sampler, drawn = tiny(), []
+
+    def draw(batch):
+        drawn.append(batch)
+        if len(drawn) > 2:
+            raise KeyboardInterrupt
+        return sampler.draw(SEED, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(sampler.pipe, draw, [range(1)], [range(1)], about={})
+    assert hooks(sampler.pipe) == [] and not hasattr(sampler.pipe.transformer, "_diffusers_hook")
+
+
+def test_the_cache_is_on_in_its_block_alone() -> None:
+    sampler = tiny()
+    plain = sampler.draw(0, range(1))
+    with delta_cache(sampler.pipe, DeltaPlan.of(BLOCKS, [None, Reuse(0, 3), None, Reuse(0, 3), None])) as pipe:
+        assert pipe is sampler.pipe and not torch.equal(sampler.draw(0, range(1)), plain)
+    assert torch.equal(sampler.draw(0, range(1)), plain)
+
+
+def test_a_quarter_of_the_samples_is_probed() -> None:
+    assert [probe_count(samples) for samples in (1, 4, 5, 32)] == [1, 1, 2, 8]
+
+
+def test_file_round_trip(tmp_path: Path) -> None:
+    found = measured()
+    found.save(tmp_path / "new" / "c.safetensors")
+    again = Calibration.load(tmp_path / "new" / "c.safetensors")
+    np.testing.assert_array_equal(again.sketches, found.sketches)
+    np.testing.assert_array_equal(again.harm, found.harm)
+    assert (again.probes, again.levels, again.power, again.about) == (
+        found.probes, found.levels, found.power, found.about,
+    )  # fmt: skip
+    found.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "new" / "c.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "folder", "torn", "schema", "foreign"])
+def test_bad_file_is_one_line(tmp_path: Path, spoil: str) -> None:
+    path = tmp_path / "c.safetensors"
+    if spoil == "folder":
+        path.mkdir()
+    if spoil == "torn":
+        path.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}")
+    if spoil == "schema":
+        save_file({"x": torch.zeros(1)}, path, {ENTRY: json.dumps({"schema": 99})})
+    if spoil == "foreign":
+        save_file({"x": torch.zeros(1)}, path, {ENTRY: json.dumps({"schema": SCHEMA, "facts": {"probes": []}})})
+    with pytest.raises(ValueError, match=r"calibration='.*'.* allowed: ") as caught:
+        Calibration.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_schedulers_are_recorded_too() -> None:
+    sampler = tiny(DDIMScheduler(prediction_type="sample", clip_sample=False))
+    with recording(sampler.pipe) as recorder:
+        sampler.draw(0, range(2), guidance=1.0)
+        assert recorder.take(2).shape[:3] == (2, STEPS, BLOCKS)
+
+
+def test_the_command_plans_with_a_calibration_of_its_own_and_of_python(tmp_path, monkeypatch, capfd) -> None:
+    loaded = []
+    monkeypatch.setattr(
+        "delta_dit.commands.models.load_sampler", lambda name, **options: loaded.append((name, options)) or tiny()
+    )
+    monkeypatch.setattr(plan_command, "BATCH", 2)
+    found = measured()
+    found.save(tmp_path / "run" / "calibration.safetensors")
+    arguments = ["plan", "--speedup", "1.6", "--samples", "3", "--evaluations", "2", "--device", "cpu"]
+    arguments += ["--dtype", "fp32", "--json", str(tmp_path / "plan.json"), "--calibration"]
+    assert main([*arguments, str(tmp_path / "run")]) == 0
+    assert loaded == [("tiny", {"dtype": "fp32"})]
+    plan = DeltaPlan.load(tmp_path / "plan.json")
+    assert plan.blocks_run() == STEPS * BLOCKS - 6
+    assert (plan.provenance["psnr_samples"], plan.provenance["psnr_seed"]) == (3, SEED + 1)
+
+    calibrate(tiny().pipe, [{"class_labels": [0]}], steps=STEPS).save(tmp_path / "python.safetensors")
+    assert main([*arguments, str(tmp_path / "python.safetensors")]) == 2
+    assert "--no-refine" in capfd.readouterr().err
+    assert main([*arguments, str(tmp_path / "python.safetensors"), "--no-refine"]) == 0
+    assert main([*arguments, str(tmp_path / "run"), "--device", "cuda:7"]) == 2
+    assert "cuda:7" in capfd.readouterr().err

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
-from partial_finetune.checkpoint import open_delta
 from partial_finetune.commands import bench as benchmark
+from partial_finetune.commands import conditions
 from partial_finetune.commands import demo as showing
-from partial_finetune.commands import eval as judging
-from partial_finetune.commands.angles import show_angles
-from partial_finetune.commands.base import Base
-from partial_finetune.commands.eval import evaluate
-from partial_finetune.commands.merge import merge_file
+from partial_finetune.commands import fit as loop
+from partial_finetune.commands.angles import main as show_angles
+from partial_finetune.commands.eval import main as evaluate
+from partial_finetune.commands.merge import main as merge_file
+from partial_finetune.commands.models import open_tuned
 from partial_finetune.commands.options import (
     AnglesConfig,
     BenchConfig,
@@ -29,21 +30,24 @@ from partial_finetune.commands.options import (
     SoupConfig,
     SweepConfig,
 )
-from partial_finetune.commands.soup import recalibrate, soup
-from partial_finetune.commands.sweep import sweep
+from partial_finetune.commands.soup import main as soup
+from partial_finetune.commands.sweep import main as sweep
 from partial_finetune.commands.sweep_report import paired_difference, summarise, verdict
-from partial_finetune.commands.train import train
-from partial_finetune.commands.tuned import open_tuned
+from partial_finetune.commands.train import main as train
+from partial_finetune.data.images import open_data
+from partial_finetune.deltas import open_delta
 
 PARTS = ("attn", "ffn", "last_half")
 
 
-@pytest.fixture
-def tuned(config):
-    """Run folders of three models with different tuned parts."""
+@pytest.fixture(scope="module")
+def tuned(configs, tmp_path_factory):
+    """Run folders of three models with different tuned parts, which nobody writes into."""
+    root = tmp_path_factory.mktemp("tuned")
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a test before
     for part in PARTS:
-        train(config(part, strategy=part, epochs=1))
-    return tuple(config(part).output_dir for part in PARTS)
+        train(configs(root, part, strategy=part, epochs=1))
+    return tuple(root / part for part in PARTS)
 
 
 def rows(config):
@@ -68,10 +72,29 @@ def test_eval_gives_the_accuracy_of_the_model_itself(tuned, tmp_path, folder):
     config = EvalConfig(deltas=tuned[:1], output_dir=tmp_path / "eval", cpu=True, corruptions=("none",))
     evaluate(config)
     base = open_tuned(open_delta(tuned[0] / "delta"))
-    images = judging.open_data(str(folder)).test
+    images = open_data(str(folder)).test
     transform = base.eval_transform()
     right = [base.model(transform(image)[None]).argmax().item() == label for image, label in images]
     assert rows(config)[0]["accuracy"] == sum(right) / len(right)
+
+
+def test_eval_computes_in_the_dtype_that_was_asked_for_with_weights_in_fp32(tuned, tmp_path, monkeypatch):
+    options = {"deltas": tuned[:1], "cpu": True, "corruptions": ("none",), "limit": 3}
+    predict, found = conditions.predict_images, []
+
+    def seen(network, *arguments):
+        logits, labels = predict(network, *arguments)
+        found.append((logits, next(network.model.parameters()).dtype))
+        return logits, labels
+
+    monkeypatch.setattr(conditions, "predict_images", seen)
+    for dtype in ("fp32", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        evaluate(EvalConfig(output_dir=tmp_path / dtype, dtype=dtype, **options))
+    (full, kept), (half, also) = found
+    assert kept == also == torch.float32
+    assert torch.equal(half, half.bfloat16().float()) and not torch.equal(full, full.bfloat16().float())
+    torch.testing.assert_close(half, full, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -134,19 +157,6 @@ def test_ingredients_of_another_start_are_refused(config, tuned, tmp_path):
     assert not (tmp_path / "soup").exists()
 
 
-def test_a_soups_batch_norms_get_statistics_of_their_own(conv, folder):
-    """Two halves of the distance between tuned models are no statistics of the model in the middle."""
-    splits = judging.open_data(str(folder))
-    base = Base("tf_efficientnet_lite0", conv.eval(), 32, (0.5,) * 3, (0.5,) * 3)
-    conv.bn1.running_mean.fill_(100.0)
-    recalibrate(base, splits.train, 8)
-    images = torch.stack([base.eval_transform()(image) for image, _ in splits.train])
-    mean = torch.stack([conv.conv_stem(batch).mean((0, 2, 3)) for batch in images.split(8)]).mean(0)
-    torch.testing.assert_close(conv.bn1.running_mean, mean, rtol=1e-4, atol=1e-5)
-    assert not any(module.training for module in conv.modules())
-    assert conv.bn1.momentum == timm.create_model("tf_efficientnet_lite0").bn1.momentum
-
-
 @pytest.mark.parametrize("command", ["eval", "merge"])
 def test_a_folder_that_holds_no_delta_is_refused(tmp_path, command):
     with pytest.raises(ValueError, match="deltas='nowhere' is not a folder"):
@@ -164,6 +174,14 @@ def test_a_merged_file_is_a_plain_timm_state_dict(tuned, tmp_path):
     expected = open_tuned(open_delta(tuned[0] / "delta")).model
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(images), expected(images))
+
+
+def test_a_merged_file_may_be_in_half_precision(tuned, tmp_path):
+    for dtype in ("fp32", "bf16"):
+        merge_file(MergeConfig(deltas=tuned[:1], output=tmp_path / dtype, dtype=dtype))
+    full, half = load_file(tmp_path / "fp32"), load_file(tmp_path / "bf16")
+    assert {value.dtype for value in half.values()} == {torch.bfloat16}
+    assert all(torch.equal(half[name], value.bfloat16()) for name, value in full.items())
 
 
 STRATEGIES = ("full", "first_half", "last_half", "angle", "random_1")
@@ -195,8 +213,6 @@ def test_a_sweep_trains_judges_and_says_what_it_found(sweep_config):
 
 
 def test_a_sweep_that_was_killed_goes_on_and_ends_the_same(sweep_config, monkeypatch):
-    from partial_finetune import fit as loop
-
     options = {"strategies": ("full", "attn"), "learning_rates": (1e-3,)}
     sweep(sweep_config("whole", **options))
     step, left = loop.Training._step, [11]
@@ -249,12 +265,22 @@ def test_a_difference_counts_if_its_interval_excludes_nothing(mean, ci, said):
 def test_bench_puts_the_ideal_beside_what_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "peak_bytes", lambda name, strategy, *_: len(strategy))  # a process for each: slow
     config = BenchConfig(output_dir=tmp_path / "bench", models=("test_vit",), batch_size=2, repeats=1, cpu=True)
-    benchmark.bench(config)
+    benchmark.main(config)
     found = {row["strategy"]: row for row in rows(config)}
     assert set(found) >= {"attn", "ffn", "first_half", "last_half", "attn_first", "attn_last", "ffn_first", "ffn_last"}
     assert found["last_half"]["ideal_ratio"] < found["first_half"]["ideal_ratio"] < 1
     assert found["last_half"]["activation_bytes"] < found["last_half"]["full_activation_bytes"]
     assert "step_ratio" in found["lora (peft)"] or "peft" in found["lora (peft)"]["why"]
+
+
+def test_bench_steps_compute_in_the_dtype_that_was_asked_for():
+    full, half = (
+        benchmark.step_of("test_vit", "attn", BenchConfig(batch_size=1, dtype=dtype), torch.device("cpu"))
+        for dtype in ("fp32", "bf16")
+    )
+    assert half.activation_bytes() < full.activation_bytes()
+    half()
+    assert {value.dtype for value in half.model.parameters()} == {torch.float32}
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own():
@@ -281,7 +307,7 @@ def test_the_demo_shows_six_models_and_the_angles(config, tmp_path, monkeypatch)
     monkeypatch.setattr(showing, "recipe_of", lambda _: recipe)
     monkeypatch.setattr(showing, "scratch", lambda task, seed: task)  # DINOv2 without its weights is not tiny
     demo_config = DemoConfig(output_dir=tmp_path / "demo", cpu=True)
-    showing.demo(demo_config)
+    showing.main(demo_config)
     found = rows(demo_config)
     assert [row["strategy"] for row in found] == ["linear", "full", "attn", "ffn", "angle", "from scratch"]
     by_name = {row["strategy"]: row for row in found}

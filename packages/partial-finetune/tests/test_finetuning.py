@@ -5,14 +5,16 @@ import json
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from frugal_shared.errors import UsageError
-from partial_finetune.checkpoint import open_delta
 from partial_finetune.commands import fit as loop
+from partial_finetune.commands.models import find_delta, open_base, open_tuned
 from partial_finetune.commands.options import SelectConfig
-from partial_finetune.commands.train import run_selection, train
-from partial_finetune.commands.tuned import base_of, find_delta, open_tuned
+from partial_finetune.commands.select import main as run_selection
+from partial_finetune.commands.train import main as train
+from partial_finetune.deltas import open_delta
 
 
 def digest(config):
@@ -43,7 +45,7 @@ def test_a_delta_holds_what_was_tuned_and_opens_as_the_tuned_model(config):
     assert delta.expression == "attn[4:]"
     tuned = {name for name in delta.names if name.startswith("blocks")}
     assert tuned == {f"blocks.{b}.attn.{part}" for b in (4, 5) for part in ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")}  # fmt: skip # noqa: E501
-    model, base = open_tuned(delta).model, base_of(delta).model
+    model, base = open_tuned(delta).model, open_base(delta).model
     assert torch.equal(model.blocks[3].attn.qkv.weight, base.blocks[3].attn.qkv.weight)
     assert not torch.equal(model.blocks[4].attn.qkv.weight, base.blocks[4].attn.qkv.weight)
     found = results(config())
@@ -55,7 +57,7 @@ RECIPES = {
     "plain": {},
     "ema": {"ema": 0.9, "layer_decay": 0.7},
     "mixup": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "auto_augment": "rand-m5-inc1"},
-    "drop-path and bf16": {"drop_path": 0.3, "mixed_precision": "bf16"},
+    "drop-path and bf16": {"drop_path": 0.3, "dtype": "bf16"},
 }
 
 
@@ -70,18 +72,27 @@ def test_a_training_that_was_killed_ends_with_the_same_bytes(config, monkeypatch
     assert digest(torn) == digest(whole)
 
 
+BY_ANGLE = {"strategy": "angle", "top_k": 1, "select_epochs": 1, "select_repeats": 1, "epochs": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(configs, tmp_path_factory):
+    """Options of a training by the angle that nobody interrupted: 4 steps full, 3 × 4 of the race, 4 of the choice."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of a test before
+    options = configs(tmp_path_factory.mktemp("selection"), "whole", **BY_ANGLE)
+    train(options)
+    return options
+
+
 @pytest.mark.parametrize("steps", [3, 9, 15])
-def test_a_selection_that_was_killed_chooses_the_same_and_ends_with_the_same_bytes(config, monkeypatch, steps):
-    options = {"strategy": "angle", "top_k": 1, "select_epochs": 1, "select_repeats": 1, "epochs": 1}
-    train(config("whole", **options))  # 4 steps full, 3 × 4 of the race, 4 of the choice
+def test_a_selection_that_was_killed_chooses_the_same_and_ends_with_the_same_bytes(config, whole, monkeypatch, steps):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt(patch, steps)
-        train(config("torn", **options))
-    train(config("torn", resume=True, **options))
-    assert digest(config("torn")) == digest(config("whole"))
-    chosen = [
-        json.loads((config(name).output_dir / "selection/selection.json").read_text()) for name in ("whole", "torn")
-    ]
+        train(config("torn", **BY_ANGLE))
+    train(config("torn", resume=True, **BY_ANGLE))
+    assert digest(config("torn")) == digest(whole)
+    folders = (whole.output_dir, config("torn").output_dir)
+    chosen = [json.loads((folder / "selection/selection.json").read_text()) for folder in folders]
     assert chosen[0] == chosen[1]
     assert set(chosen[0]["race"]) == {"largest", "smallest", "random"}
 
@@ -133,7 +144,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line_and_leaves_nothing(config
 def test_weights_of_another_model_are_refused(config, tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(3)}, foreign)
-    with pytest.raises(UsageError, match="do not fit model='test_vit'"):
+    with pytest.raises(ValueError, match="do not fit model='test_vit'"):
         train(config(weights=foreign))
 
 

@@ -1,3 +1,6 @@
+import pkgutil
+import subprocess
+import sys
 from importlib import import_module
 from types import FunctionType
 
@@ -6,11 +9,26 @@ import pytest
 import partial_finetune
 from partial_finetune.commands.cli import COMMANDS, main
 
+FUNCTIONS = [name for name in partial_finetune.__all__ if name[0].islower()]
 
-@pytest.mark.parametrize("name", ["anatomy", "angle", "freeze", "merge", "select"])
-def test_a_module_does_not_hide_the_function_of_its_name(name):
-    import_module(f"partial_finetune.{name}")
-    assert isinstance(getattr(partial_finetune, name), FunctionType)
+
+def test_no_module_hides_a_name_at_the_door():
+    for module in pkgutil.walk_packages(partial_finetune.__path__, "partial_finetune."):
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
+    assert {name: type(getattr(partial_finetune, name)) for name in FUNCTIONS} == dict.fromkeys(FUNCTIONS, FunctionType)
+    assert {"anatomy", "angle", "freeze", "merge", "predict", "select"} <= set(FUNCTIONS)
+
+
+def test_the_door_opens_without_torch():
+    code = "import partial_finetune, sys; dir(partial_finetune); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_main_in_the_file_of_its_name(name):
+    assert COMMANDS[name][1] == f"partial_finetune.commands.{name}:main"
+    assert isinstance(import_module(f"partial_finetune.commands.{name}").main, FunctionType)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from partial_finetune.checkpoint import Delta, _hash, base_hashes, open_delta, save_delta
-from partial_finetune.soups import check_ingredients, greedy, per_part_mean, uniform, union, wise_ft
+from partial_finetune.deltas import Delta, _hash, base_hashes, open_delta, save_delta
+from partial_finetune.soups import check_ingredients, greedy, per_part_mean, recalibrate, uniform, union, wise_ft
 
 INFO = {"model": "tiny", "classes": ["a", "b"], "mean": [0.5], "std": [0.25], "image_size": 32}
 HEAD = ("head.weight", "head.bias")
@@ -275,3 +275,19 @@ def test_numbers_out_of_range_are_refused(deltas, base):
             wise_ft(deltas[0], base, alpha)
     with pytest.raises(ValueError, match="scale=inf"):
         union(deltas, base, float("inf"))
+
+
+def test_a_soups_batch_norms_get_statistics_of_their_own(conv):
+    """Two halves of the distance between tuned models are no statistics of the model in the middle."""
+    images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    momentum = conv.bn1.momentum
+    conv.bn1.running_mean.fill_(100.0)
+    recalibrate(conv, [(batch, torch.zeros(8)) for batch in images.split(8)])
+    mean = torch.stack([conv.conv_stem(batch).mean((0, 2, 3)) for batch in images.split(8)]).mean(0)
+    torch.testing.assert_close(conv.bn1.running_mean, mean, rtol=1e-4, atol=1e-5)
+    assert not any(module.training for module in conv.modules())
+    assert conv.bn1.momentum == momentum
+
+
+def test_without_batch_norms_no_image_is_looked_at(vit):
+    recalibrate(vit, iter(lambda: pytest.fail("looked"), None))

@@ -17,9 +17,9 @@ from statistics import fmean
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from partial_finetune.deltas import overwrite
 from partial_finetune.fine_tuned_angle import angles
 from partial_finetune.parts import Anatomy, Unit, anatomy
 from partial_finetune.strategy import select_parameters
@@ -68,21 +68,23 @@ def select(
         seed: of the trainings, and of the random layers.
 
     Raises:
-        ValueError: the model has no layers to choose from, or none of them was turned.
+        ValueError: the model has no layers to choose from, or none of them was turned; ``start`` is not complete.
     """
     parts = anatomy(model)
+    if missing := sorted(model.state_dict().keys() - start.keys()):
+        raise ValueError(f"start lacks {missing[0]!r}; allowed: every parameter and buffer of the model")
     found = []
     for repeat in range(repeats):
         tune("full", f"full-{repeat}", seed + repeat)
         found.append({unit.name: value for unit, value in _layer_angles(start, model, parts).items()})
-        _reset(model, start)
+        overwrite(model, start)
     mean = {name: fmean(each[name] for each in found) for name in found[0] if all(name in each for each in found)}
     candidates = {way: expression_of(ranked(parts, mean, way), top_k) for way in ("largest", "smallest")}
     race: dict[str, float] = {}
     if direction == "auto":
         candidates["random"] = expression_of(random_order(parts, mean, seed), top_k)
         race = {way: tune(expression, f"race-{way}", seed) for way, expression in candidates.items()}
-        _reset(model, start)
+        overwrite(model, start)
     winner = max(race, key=lambda way: race[way]) if race else direction
     select_parameters(candidates[winner], parts)  # that it parses and selects something
     return Choice(candidates[winner], winner, mean, stability(parts, found), race)
@@ -142,9 +144,3 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float:
 def _layer_angles(start: Mapping[str, Tensor], model: nn.Module, parts: Anatomy) -> dict[Unit, float]:
     found = angles(start, model, parts)
     return {unit: found[unit.name] for unit in parts.layers if unit.name in found}
-
-
-@torch.no_grad()
-def _reset(model: nn.Module, start: Mapping[str, Tensor]) -> None:
-    for name, value in model.state_dict().items():
-        value.copy_(start[name])

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from partial_finetune.prediction import Batches, forward, joined
+
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 ITERATIONS = 100
 
@@ -15,6 +17,11 @@ ITERATIONS = 100
 def features(model: nn.Module, images: Tensor) -> Tensor:
     """Return what the classifier of a timm model sees of images ``(B, 3, H, W)``, ``(B, C)``."""
     return model.forward_head(model.forward_features(images), pre_logits=True)  # type: ignore[operator]
+
+
+def embed(model: nn.Module, batches: Batches) -> tuple[Tensor, Tensor]:
+    """Return the :func:`features` ``(N, C)`` and the labels ``(N,)`` of all batches, as :func:`fit_head` takes them."""
+    return joined(forward(model, batches, features))
 
 
 def linear_classifier(model: nn.Module) -> nn.Linear:

@@ -17,7 +17,7 @@ They differ strongly when different parts were tuned: always report which one it
 Tensors are streamed: at any time at most two tensors of ingredients are in memory, summed in float64. Ingredients are
 summed in the order of their hashes, so that their order never changes a bit; combined, identical float32 (or narrower)
 ingredients give themselves. Integer tensors are not averaged: the ingredients must agree (batch norm's counter of steps
-is the highest). Averaged batch norm statistics are not those of the soup: recalibrate them.
+is the highest). Averaged batch norm statistics are not those of the soup: :func:`recalibrate` them.
 
 ``base`` is everywhere the pretrained state dict, with whatever head: θ₀ has the initial head of the ingredients.
 Source: arXiv 2203.05482 (model soups), 2212.04089 (task arithmetic), 2109.01903 (WiSE-FT); that partially tuned models
@@ -30,9 +30,11 @@ from fractions import Fraction
 from functools import reduce
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from partial_finetune.checkpoint import Delta, start_of
+from partial_finetune.deltas import Delta, start_of
+from partial_finetune.prediction import Batches
 
 Weight = Callable[[str, int], Fraction]
 """c, given a tensor's name and n; a fraction, because 1 − c·n has to be exactly 0 where the base has no share."""
@@ -139,6 +141,31 @@ def greedy(
         if (found := scored([*chosen, k])) > best:
             chosen, best = [*chosen, k], found
     return soup(chosen), chosen
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, batches: Batches) -> None:
+    """Measure the statistics of every batch norm anew: the mean of several models' is not that of their soup.
+
+    Args:
+        model: holds the soup; afterwards in eval mode.
+        batches: of training images, prepared as for evaluation; not looked at if there is no batch norm.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over all batches
+        norm.train()
+    weight = next(model.parameters())
+    for images, _ in batches:
+        model(images.to(weight))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    model.eval()
 
 
 def check_ingredients(deltas: Sequence[Delta]) -> None:

@@ -6,7 +6,7 @@ PEFT's LoRA of the same budget as APLA. Random weights are as slow as trained on
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from multiprocessing import get_context
 from typing import Any
@@ -18,12 +18,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from frugal_shared.checkpoint import write_json
+from frugal_shared.parts import measure_parts
 from frugal_shared.report import Report
 from frugal_shared.run import Run
 from frugal_shared.timing import compare, peak_memory
-from partial_finetune.commands.base import DINOV2_SIZE
+from partial_finetune.commands.models import DINOV2_SIZE, DTYPES
 from partial_finetune.commands.options import DINOV2, BenchConfig
+from partial_finetune.commands.rows import Row
 from partial_finetune.cost import saved_bytes, training_cost
 from partial_finetune.frozen import Frozen, freeze
 from partial_finetune.strategy import GRID8
@@ -32,23 +33,16 @@ FULL = "full"
 REFERENCES = ("linear", "norm", "bitfit", "apla", "last_2")
 LORA = "lora (peft)"
 CLASSES = 4
-Row = dict[str, Any]
 COLUMNS = ("model", "strategy", "tuned_parameters", "step_ratio", "ideal_ratio", "step_over_ideal", "peak_bytes")
 
 
-def bench(config: BenchConfig) -> None:
+def main(config: BenchConfig) -> None:
     """Time every strategy on every model and write rows and report; a resumed run keeps the rows it has."""
     cells = [(model, strategy) for model in config.models for strategy in (*GRID8, *REFERENCES, LORA)]
-    with Run(config, "partial-finetune") as run:
-        done, state = run.restore() or (0, {"rows": []})
-        for number, cell in enumerate(run.progress(cells[done:], desc="bench"), done + 1):
-            state["rows"].append(measure(*cell, config, run.accelerator.device))
-            run.save(number, state, keep=1)
-        rows = state["rows"]
+    with Run(config, "partial-finetune", mixed_precision=config.mixed_precision) as run:
+        device = run.accelerator.device
+        rows = measure_parts(run, [partial(measure, *cell, config, device) for cell in cells], config.seed, config.json)
         if run.accelerator.is_main_process:
-            for path in (run.folder / "rows.json", config.json):
-                if path is not None:
-                    write_json(path, rows)
             report(rows, config).write(run.folder)
             show(rows)
         run.finish({f"{row['model']}/{row['strategy']}": row["step_over_ideal"] for row in rows if "step_ratio" in row})
@@ -62,11 +56,11 @@ def build(name: str) -> tuple[Any, int]:
     return model, model.pretrained_cfg["input_size"][-1]
 
 
-def measure(name: str, strategy: str, config: BenchConfig, device: torch.device) -> Row:
+def measure(name: str, strategy: str, config: BenchConfig, device: torch.device) -> list[Row]:
     """Return one row: a step of the strategy against a step of full fine-tuning, and both ideals."""
-    torch.manual_seed(config.seed)
     model, size = build(name)
-    row: Row = {"model": name, "strategy": strategy, "image_size": size, "batch_size": config.batch_size}
+    row: Row = {"model": name, "strategy": strategy, "dtype": config.dtype}
+    row |= {"image_size": size, "batch_size": config.batch_size}
     ideal: float | None = None
     if strategy != LORA:
         costs = [training_cost(model, each, (3, size, size)).flops for each in (strategy, FULL)]
@@ -74,9 +68,9 @@ def measure(name: str, strategy: str, config: BenchConfig, device: torch.device)
     try:
         part = step_of(name, strategy, config, device)
     except ImportError:
-        return row | {"why": "peft is not installed: pip install peft"}
+        return [row | {"why": "peft is not installed: pip install peft"}]
     found = compare(part, full := step_of(name, FULL, config, device), repeats=config.repeats)
-    return row | {
+    row |= {
         "tuned_parameters": part.tuned,
         "step_seconds": found.a_seconds,
         "full_seconds": found.b_seconds,
@@ -90,6 +84,7 @@ def measure(name: str, strategy: str, config: BenchConfig, device: torch.device)
         "activation_bytes": part.activation_bytes(),
         "full_activation_bytes": full.activation_bytes(),
     }
+    return [row]
 
 
 def step_of(name: str, strategy: str, config: BenchConfig, device: torch.device) -> "Step":
@@ -102,8 +97,8 @@ def step_of(name: str, strategy: str, config: BenchConfig, device: torch.device)
     images = torch.randn(config.batch_size, 3, size, size, device=device)
     labels = torch.arange(config.batch_size, device=device) % CLASSES
     if strategy == LORA:
-        return Step(lora(model).to(device), None, images, labels)
-    return Step(model.to(device), strategy, images, labels)
+        return Step(lora(model).to(device), None, images, labels, DTYPES[config.dtype])
+    return Step(model.to(device), strategy, images, labels, DTYPES[config.dtype])
 
 
 @cache
@@ -131,10 +126,13 @@ class Step:
         strategy: what is tuned; None: what wants a gradient already.
         images: ``(B, 3, H, W)``.
         labels: ``(B,)``.
+        dtype: what the forward pass computes in.
     """
 
-    def __init__(self, model: nn.Module, strategy: str | None, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.model, self.images, self.labels = model.train(), images, labels
+    def __init__(
+        self, model: nn.Module, strategy: str | None, images: torch.Tensor, labels: torch.Tensor, dtype: torch.dtype
+    ) -> None:
+        self.model, self.images, self.labels, self.dtype = model.train(), images, labels, dtype
         frozen: Frozen | None = freeze(model, strategy) if strategy else None
         values = frozen.parameters() if frozen else [value for value in model.parameters() if value.requires_grad]
         self.tuned = sum(value.numel() for value in values)
@@ -148,7 +146,8 @@ class Step:
 
     def loss(self) -> torch.Tensor:
         """Return the cross-entropy."""
-        return F.cross_entropy(self.model(self.images), self.labels)
+        with torch.autocast(self.images.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return F.cross_entropy(self.model(self.images), self.labels)
 
     def activation_bytes(self) -> int:
         """Return what the forward pass keeps for the backward pass."""

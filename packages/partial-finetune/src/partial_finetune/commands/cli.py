@@ -14,15 +14,15 @@ from partial_finetune.commands.options import (
 )
 
 COMMANDS: Commands = {
-    "angles": (AnglesConfig, "partial_finetune.commands.angles:show_angles"),
-    "bench": (BenchConfig, "partial_finetune.commands.bench:bench"),
-    "demo": (DemoConfig, "partial_finetune.commands.demo:demo"),
-    "eval": (EvalConfig, "partial_finetune.commands.eval:evaluate"),
-    "merge": (MergeConfig, "partial_finetune.commands.merge:merge_file"),
-    "select": (SelectConfig, "partial_finetune.commands.train:run_selection"),
-    "soup": (SoupConfig, "partial_finetune.commands.soup:soup"),
-    "sweep": (SweepConfig, "partial_finetune.commands.sweep:sweep"),
-    "train": (TrainConfig, "partial_finetune.commands.train:train"),
+    "angles": (AnglesConfig, "partial_finetune.commands.angles:main"),
+    "bench": (BenchConfig, "partial_finetune.commands.bench:main"),
+    "demo": (DemoConfig, "partial_finetune.commands.demo:main"),
+    "eval": (EvalConfig, "partial_finetune.commands.eval:main"),
+    "merge": (MergeConfig, "partial_finetune.commands.merge:main"),
+    "select": (SelectConfig, "partial_finetune.commands.select:main"),
+    "soup": (SoupConfig, "partial_finetune.commands.soup:main"),
+    "sweep": (SweepConfig, "partial_finetune.commands.sweep:main"),
+    "train": (TrainConfig, "partial_finetune.commands.train:main"),
 }
 
 

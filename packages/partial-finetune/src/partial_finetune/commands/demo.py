@@ -2,24 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import timm
 import torch
 from matplotlib.figure import Figure as Plot
 
-from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Claim, Figure, Report
 from frugal_shared.run import Run
 from frugal_shared.weights import DINOV2_VITS14
-from partial_finetune.checkpoint import base_hashes
 from partial_finetune.choice import Choice
-from partial_finetune.commands.angles import angle_plot
-from partial_finetune.commands.eval import CLEAN, Condition, judge
+from partial_finetune.commands.conditions import CLEAN, Condition, judge
 from partial_finetune.commands.fit import fit
 from partial_finetune.commands.options import ANGLE, DemoConfig, SelectionConfig
+from partial_finetune.commands.plots import angle_plot
+from partial_finetune.commands.rows import Row, write_rows
+from partial_finetune.commands.select import choose
 from partial_finetune.commands.task import Task, open_task
-from partial_finetune.commands.train import choose
+from partial_finetune.deltas import base_hashes
 from partial_finetune.head import linear_classifier
 from partial_finetune.parts import anatomy
 
@@ -28,20 +27,19 @@ SCRATCH = "from scratch"
 RATE, SCRATCH_RATE = 3e-5, 1e-3  # not searched: the demo has no time to, `sweep` has
 IMAGE_SIZE = 84  # pixels: 37 tokens
 VAL_IMAGES, TEST_IMAGES = 120, 200
-Row = dict[str, Any]
 
 
-def demo(config: DemoConfig) -> None:
+def main(config: DemoConfig) -> None:
     """Train, judge on test photographs, and write rows, results and the report."""
     recipe = recipe_of(config)
-    with Run(config, "partial-finetune") as run:
+    with Run(config, "partial-finetune", mixed_precision=config.mixed_precision) as run:
         task = open_task(recipe, run)
         choice = choose(run, task, recipe, run.folder / "selection", config.seed)
         expressions = {name: choice.expression if name == ANGLE else name for name in STRATEGIES}
         rows = [tuned_row(run, task, recipe, name, expression) for name, expression in expressions.items()]
         rows.append(tuned_row(run, scratch(task, config.seed), recipe, SCRATCH, "full"))
         if run.accelerator.is_main_process:
-            write_json(run.folder / "rows.json", rows)
+            write_rows(run.folder, None, rows)
             report(rows, choice, config).write(run.folder)
         run.finish({f"{row['strategy']}/{key}": row[key] for row in rows for key in ("accuracy", "train_seconds")})
 
@@ -52,6 +50,8 @@ def recipe_of(config: DemoConfig) -> SelectionConfig:
         output_dir=config.output_dir,
         seed=config.seed,
         cpu=config.cpu,
+        device=config.device,
+        dtype=config.dtype,
         image_size=IMAGE_SIZE,
         samples=config.samples,
         val_samples=VAL_IMAGES,
@@ -104,7 +104,7 @@ def report(rows: Sequence[Row], choice: Choice, config: DemoConfig) -> Report:
     page.figures(
         [
             Figure(
-                scatter(rows),
+                accuracy_plot(rows),
                 f"Accuracy on {rows[0]['images']} test photographs against tuned parameters, with 95 % intervals: "
                 "further left is cheaper.",
                 "; ".join(points),
@@ -180,7 +180,7 @@ def claims(rows: Sequence[Row], config: DemoConfig) -> list[Claim]:
     ]
 
 
-def scatter(rows: Sequence[Row]) -> Plot:
+def accuracy_plot(rows: Sequence[Row]) -> Plot:
     """Return accuracy against tuned parameters."""
     plot = Plot(figsize=(5.6, 3.8), layout="constrained")
     axes = plot.subplots()

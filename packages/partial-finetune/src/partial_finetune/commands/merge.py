@@ -2,14 +2,14 @@
 
 from safetensors.torch import save
 
-from frugal_shared.checkpoint import write_bytes
 from frugal_shared.errors import UsageError
-from partial_finetune.checkpoint import merge
+from frugal_shared.writing import write_bytes
+from partial_finetune.commands.models import DTYPES, find_delta, open_base
 from partial_finetune.commands.options import MergeConfig
-from partial_finetune.commands.tuned import base_of, find_delta
+from partial_finetune.deltas import merge
 
 
-def merge_file(config: MergeConfig) -> None:
+def main(config: MergeConfig) -> None:
     """Write base and delta together, as ``timm.create_model(name, num_classes=N, checkpoint_path=FILE)`` reads them.
 
     Raises:
@@ -19,5 +19,7 @@ def merge_file(config: MergeConfig) -> None:
     if len(config.deltas) != 1:
         raise UsageError(f"{len(config.deltas)} deltas to merge; allowed: one")
     delta = find_delta(config.deltas[0])
-    state = merge(delta, base_of(delta, config.weights).model)
+    state = merge(delta, open_base(delta, config.weights).model)
+    dtype = DTYPES[config.dtype]
+    state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
     write_bytes(config.output, save(state, {"classes": "\n".join(delta.info["classes"])}))

@@ -13,12 +13,28 @@ DINOV2, EFFICIENTNET = "dinov2-vits14", "efficientnet-lite0"
 EMBEDDED = (DINOV2, EFFICIENTNET)
 ANGLE = "angle"
 """The strategy that is found by angle-guided selection."""
+DELTA = "delta"
+"""What was tuned: a subfolder of a run folder."""
 Direction = Literal["largest", "smallest", "auto"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 Soup = Literal["uniform", "greedy", "union", "per-part-mean", "wise-ft"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseConfig(RunConfig):
+class ComputeConfig(RunConfig):
+    """Options of the commands that compute with a network."""
+
+    dtype: Dtype = "fp32"
+    """What the network computes in; its weights stay fp32, because angles and deltas need all of their digits."""
+
+    @property
+    def mixed_precision(self) -> Literal["no", "bf16", "fp16"]:
+        """The same as Accelerate calls it."""
+        return "no" if self.dtype == "fp32" else self.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig(ComputeConfig):
     """Options of the commands that need a pretrained model and data."""
 
     model: str = DINOV2
@@ -81,8 +97,6 @@ class RecipeConfig(BaseConfig):
     """Smallest share of the image's area that a random crop keeps; 1: no crop."""
     ema: float | None = None
     """Decay of the tuned tensors' moving average, which is then what is evaluated and saved."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Accelerate's."""
     fit_head: bool = True
     """Start from a head fitted to the pretrained features (LP-FT), not from a random one."""
     workers: int = 0
@@ -168,7 +182,7 @@ class AnglesConfig(DeltaConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(DeltaConfig):
+class EvalConfig(DeltaConfig, ComputeConfig):
     """Evaluate tuned models: clean, corrupted, and on shifted data sets."""
 
     output_dir: Path = Path("runs/eval")
@@ -197,7 +211,7 @@ class EvalConfig(DeltaConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoupConfig(DeltaConfig):
+class SoupConfig(DeltaConfig, ComputeConfig):
     """Make one model of several that were tuned from the same start."""
 
     output_dir: Path = Path("runs/soup")
@@ -228,6 +242,8 @@ class MergeConfig(CommandConfig):
     """One folder that `train` or `soup` wrote, or a run folder that holds one as "delta"."""
     output: Path = Path("merged.safetensors")
     """The safetensors file to write."""
+    dtype: Dtype = "fp32"
+    """Of the file's tensors; half precision takes half the space, and does not give the tuned bytes back."""
     weights: Path | None = None
     """The local file of the pretrained weights, if `train` was given one and it lies elsewhere now."""
 
@@ -282,7 +298,7 @@ class SweepConfig(SelectionConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(RunConfig):
+class BenchConfig(ComputeConfig):
     """Time a training step of every strategy against full fine-tuning, in pairs, and beside the ideal."""
 
     output_dir: Path = Path("runs/bench")
@@ -303,7 +319,7 @@ class BenchConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(RunConfig):
+class DemoConfig(ComputeConfig):
     """Fine-tune DINOv2 on real photographs of solar cells in five ways, beside training from scratch."""
 
     output_dir: Path = Path("runs/partial-finetune")

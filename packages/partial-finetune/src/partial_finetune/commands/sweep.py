@@ -12,16 +12,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from frugal_shared.checkpoint import read_json, write_json
+from frugal_shared.reading import read_json
 from frugal_shared.run import Run
-from partial_finetune.checkpoint import Delta, open_delta
-from partial_finetune.commands.eval import CLEAN, Condition, chosen_corruptions, judge, mean_accuracy
-from partial_finetune.commands.fit import DELTA, FACTS, Facts, fit
-from partial_finetune.commands.options import ANGLE, SweepConfig
-from partial_finetune.commands.sweep_report import FULL, Row, report, show, summarise
-from partial_finetune.commands.task import Task, open_task, overwrite, predict
-from partial_finetune.commands.train import choose
+from frugal_shared.writing import write_json
+from partial_finetune.commands.conditions import CLEAN, Condition, chosen_corruptions, judge, mean_accuracy
+from partial_finetune.commands.fit import FACTS, Facts, fit
+from partial_finetune.commands.options import ANGLE, DELTA, SweepConfig
+from partial_finetune.commands.rows import Row, write_rows
+from partial_finetune.commands.select import choose
+from partial_finetune.commands.sweep_report import FULL, report, show, summarise
+from partial_finetune.commands.task import Task, open_task, predict_images
 from partial_finetune.data.corruptions import Corrupted
+from partial_finetune.deltas import Delta, open_delta, overwrite
 from partial_finetune.soups import greedy, per_part_mean, uniform, union, wise_ft
 from partial_finetune.strategy import GRID8
 
@@ -29,7 +31,7 @@ ALPHAS = (0.25, 0.5, 0.75)
 LINEAR = "linear"
 
 
-def sweep(config: SweepConfig) -> None:
+def main(config: SweepConfig) -> None:
     """Train all cells, judge the best of every strategy and the soups, and write rows and report.
 
     Raises:
@@ -70,9 +72,7 @@ class Sweep:
         judged = [row for seed in range(config.seeds) for row in self.judge_seed(seed, rates)]
         rows = summarise(judged)
         if self.run.accelerator.is_main_process:
-            for path in (self.run.folder / "rows.json", config.json):
-                if path is not None:
-                    write_json(path, rows)
+            write_rows(self.run.folder, config.json, rows)
             write_json(self.run.folder / "cells.json", judged)
             report(rows, judged, self.selections(), config).write(self.run.folder)
             show(rows)
@@ -177,7 +177,7 @@ class Sweep:
 
 def validate(task: Task, run: Run, config: SweepConfig) -> float:
     """Return the accuracy of the task's model on validation images."""
-    logits, labels = predict(task.base, task.splits.val, run.accelerator, config.batch_size, config.workers)
+    logits, labels = predict_images(task.base, task.splits.val, run.accelerator, config.batch_size, config.workers)
     return (logits.argmax(1) == labels).double().mean().item()
 
 

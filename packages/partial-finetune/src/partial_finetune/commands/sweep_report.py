@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 from matplotlib.figure import Figure as Plot
 from rich.console import Console
@@ -11,11 +10,11 @@ from rich.table import Table
 
 from frugal_shared.evaluation import mean_interval
 from frugal_shared.report import Figure, Report
-from partial_finetune.commands.angles import angle_plot
 from partial_finetune.commands.options import ANGLE, SweepConfig
+from partial_finetune.commands.plots import angle_plot
+from partial_finetune.commands.rows import Row
 
 FULL = "full"
-Row = dict[str, Any]
 
 
 def summarise(judged: Sequence[Row]) -> list[Row]:
@@ -91,8 +90,8 @@ def report(rows: Sequence[Row], judged: Sequence[Row], selections: Sequence[Row]
     page = Report("Which parts to tune", f"{config.model} on {config.data}: {config.seeds} seeds, learning rates swept")
     page.figures(
         [
-            Figure(scatter(rows, "accuracy"), "clean test images", "mean ± 95 % interval over seeds"),
-            Figure(scatter(rows, "shifted_accuracy"), "corrupted test images", f"severity {config.severity}"),
+            Figure(pareto_plot(rows, "accuracy"), "clean test images", "mean ± 95 % interval over seeds"),
+            Figure(pareto_plot(rows, "shifted_accuracy"), "corrupted test images", f"severity {config.severity}"),
         ]
     )
     for sentence in answers(rows, judged, config):
@@ -112,7 +111,7 @@ def report(rows: Sequence[Row], judged: Sequence[Row], selections: Sequence[Row]
     return page
 
 
-def scatter(rows: Sequence[Row], key: str) -> Plot:
+def pareto_plot(rows: Sequence[Row], key: str) -> Plot:
     """Return accuracy against tuned parameters, with intervals and names."""
     plot = Plot(figsize=(6.4, 4.2), layout="constrained")
     axes = plot.subplots()

@@ -1,29 +1,34 @@
 """What every training here has: a pretrained model with a fitted head, data, and the bytes that it all starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from frugal_shared.evaluation import chunks, gather_chunks
+from frugal_shared.labelled import Images, Splits
 from frugal_shared.run import Run
-from partial_finetune.checkpoint import base_hashes
-from partial_finetune.commands.base import Base, open_base
+from frugal_shared.seeds import derived_seed
+from partial_finetune.commands.models import open_model
 from partial_finetune.commands.options import BaseConfig, RecipeConfig
-from partial_finetune.data.images import Images, Splits, check_images, open_data
+from partial_finetune.data.images import open_data
 from partial_finetune.data.loading import Transformed, batches
+from partial_finetune.deltas import base_hashes, overwrite
 from partial_finetune.head import features, fit_head, linear_classifier
+from partial_finetune.network import Network, with_classes, with_drop_path
 from partial_finetune.parts import anatomy
+from partial_finetune.prediction import Batches, Function, forward
+
+_HEAD = 1  # stream of random numbers
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A base, what it is tuned on, and where it starts."""
 
-    base: Base
+    base: Network
     splits: Splits
     start: dict[str, Tensor]
     """Every parameter and buffer: the pretrained bytes, and the head as it was fitted."""
@@ -83,57 +88,47 @@ def open_task(config: RecipeConfig, run: Run, *, data_seed: int = 0) -> Task:
     splits = open_data(config.data, seed=data_seed, samples=config.samples, val_share=config.val_share)
     splits = replace(splits, val=splits.val.limited(config.val_samples or len(splits.val)))
     for images in (splits.train, splits.val):  # a file that is none is told now, not in the middle of an epoch
-        check_images(images)
-    base = open_base(
-        config.model,
-        len(splits.train.classes),
-        weights=config.weights,
-        image_size=config.image_size,
-        drop_path=config.drop_path,
-        seed=config.seed,
-    )
+        images.check()
+    base = open_model(config.model, weights=config.weights, image_size=config.image_size)
+    base = with_drop_path(base, config.drop_path)
+    base = with_classes(base, len(splits.train.classes), seed=derived_seed(config.seed, _HEAD))
     accuracy = None
     if config.fit_head:
         classifier = linear_classifier(base.model)
         base.model.to(run.accelerator.device)
-        train = embed(base, splits.train, run.accelerator, config)
-        accuracy = fit_head(classifier, train, embed(base, splits.val, run.accelerator, config))
+        train = embed_images(base, splits.train, run.accelerator, config)
+        accuracy = fit_head(classifier, train, embed_images(base, splits.val, run.accelerator, config))
     start = {name: value.detach().to("cpu", copy=True) for name, value in base.model.state_dict().items()}
     head = anatomy(base.model).unit("classifier").parameters
     return Task(base, splits, start, base_hashes(base.model), head, data_seed, accuracy)
 
 
-def overwrite(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors into the model's parameters and buffers of the same names, byte for byte."""
-    state = model.state_dict()
-    for name, value in tensors.items():
-        state[name].copy_(value)
-
-
-def embed(base: Base, images: Images, accelerator: Accelerator, config: RecipeConfig) -> tuple[Tensor, Tensor]:
+def embed_images(
+    base: Network, images: Images, accelerator: Accelerator, config: RecipeConfig
+) -> tuple[Tensor, Tensor]:
     """Return the pretrained features ``(N, C)`` and labels ``(N,)`` of some images."""
-    return forward(base, images, accelerator, features, config.batch_size, config.workers)
+    return outputs(features, base, images, accelerator, config.batch_size, config.workers)
 
 
-def predict(
-    base: Base, images: Images, accelerator: Accelerator, batch_size: int, workers: int = 0
+def predict_images(
+    network: Network, images: Images, accelerator: Accelerator, batch_size: int, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Return the logits ``(N, K)`` and labels ``(N,)`` of some images."""
-    return forward(base, images, accelerator, lambda model, batch: model(batch), batch_size, workers)
+    return outputs(lambda model, batch: model(batch), network, images, accelerator, batch_size, workers)
 
 
-@torch.no_grad()
-def forward(
-    base: Base, images: Images, accelerator: Accelerator, function: Any, batch_size: int, workers: int
+def outputs(
+    function: Function, network: Network, images: Images, accelerator: Accelerator, batch_size: int, workers: int
 ) -> tuple[Tensor, Tensor]:
     """Return ``function(model, batch)`` and the labels of all images, the same bytes on any number of processes."""
-    device = next(base.model.parameters()).device
-    mode = base.model.training
-    base.model.eval()
     mine = list(chunks(len(images), batch_size, accelerator.process_index, accelerator.num_processes))
-    data = Transformed(images, base.eval_transform())
-    pieces = []
-    for chunk, (batch, labels) in zip(mine, batches(data, [[(0, row) for row in chunk] for chunk in mine], workers)):
-        pieces.append((chunk, function(base.model, batch.to(device)).float().cpu(), labels))
-    base.model.train(mode)
-    return gather_chunks([piece[:2] for piece in pieces]), gather_chunks([piece[::2] for piece in pieces])
+    with accelerator.autocast():
+        found = list(forward(network.model, eval_batches(network, images, mine, workers), function))
+    results, labels = ([piece[column] for piece in found] for column in (0, 1))
+    return gather_chunks(list(zip(mine, results))), gather_chunks(list(zip(mine, labels)))
+
+
+def eval_batches(network: Network, images: Images, spans: Iterable[range], workers: int = 0) -> Batches:
+    """Return batches of images as the network sees them in evaluation: one of every span of rows."""
+    data = Transformed(images, network.eval_transform())
+    return batches(data, [[(0, row) for row in span] for span in spans], workers)

@@ -1,21 +1,15 @@
-"""``partial-finetune train`` and ``select``: one fine-tuning, and the choice of what to tune by the angle."""
+"""``partial-finetune train``: one fine-tuning."""
 
-import shutil
-from dataclasses import asdict, replace
-from pathlib import Path
-
-from frugal_shared.checkpoint import write_json
-from frugal_shared.reading import read_dataclass
 from frugal_shared.run import Run
-from partial_finetune.choice import Choice, select
-from partial_finetune.commands.fit import DELTA, fit
-from partial_finetune.commands.options import ANGLE, SelectConfig, SelectionConfig, TrainConfig
-from partial_finetune.commands.task import Task, open_task
+from partial_finetune.commands.fit import fit
+from partial_finetune.commands.options import ANGLE, TrainConfig
+from partial_finetune.commands.select import choose
+from partial_finetune.commands.task import open_task
 
 SELECTION = "selection"
 
 
-def train(config: TrainConfig) -> None:
+def main(config: TrainConfig) -> None:
     """Tune what the strategy names, save it in ``<output_dir>/delta``, and write the results.
 
     Raises:
@@ -29,36 +23,3 @@ def train(config: TrainConfig) -> None:
             strategy = choose(run, task, config, run.folder / SELECTION, config.seed).expression
         facts = fit(run, task, config, strategy, run.folder, config.seed)
         run.finish(facts | {"linear_accuracy": task.linear_accuracy})
-
-
-def run_selection(config: SelectConfig) -> None:
-    """Select, and write the results.
-
-    Raises:
-        ValueError: model or data cannot be had.
-        RunError: an image cannot be read, or weights cannot be fetched.
-    """
-    with Run(config, "partial-finetune", mixed_precision=config.mixed_precision) as run:
-        task = open_task(config, run)
-        choice = choose(run, task, config, run.folder, config.seed)
-        run.finish({"expression": choice.expression, "direction": choice.direction, "stability": choice.stability})
-
-
-def choose(run: Run, task: Task, config: SelectionConfig, folder: Path, seed: int) -> Choice:
-    """Select the layers to tune by short trainings below ``folder``, of which ``selection.json`` remains."""
-    path = folder / "selection.json"
-    if path.exists():
-        return read_dataclass(path, Choice)
-    short = replace(config, epochs=config.select_epochs)
-
-    def tune(strategy: str, name: str, seed: int) -> float:
-        return fit(run, task, short, strategy, folder / name, seed)["val_accuracy"]
-
-    options = {"top_k": config.top_k, "direction": config.direction, "repeats": config.select_repeats}
-    choice = select(task.model, task.start, tune, **options, seed=seed)
-    if run.accelerator.is_main_process:
-        write_json(path, asdict(choice))
-        for trained in folder.glob(f"*/{DELTA}"):  # each as large as the model
-            shutil.rmtree(trained)
-    run.accelerator.wait_for_everyone()
-    return choice

@@ -1,4 +1,4 @@
-"""Delta checkpoints: of a fine-tuned model only what differs from its base, exactly, and strictly checked.
+"""Deltas: of a fine-tuned model only what differs from its base, exactly, and strictly checked.
 
 A delta is a folder with ``delta.safetensors``, the *values* (not differences, which would round) of every tuned tensor,
 of the new head and of whatever else changed, such as batch norm's statistics, and ``delta.json``: which base they
@@ -18,7 +18,6 @@ buffer: an entry of ``model.state_dict()``.
 
 import hashlib
 import json
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -29,6 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from partial_finetune.writing import whole
 
 if TYPE_CHECKING:
     from partial_finetune.strategy import Selection
@@ -217,31 +218,28 @@ def start_of(delta: Delta, pretrained: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: head[name] if name in head else _copy(pretrained[name]) for name in delta.base}
 
 
+@torch.no_grad()
+def overwrite(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into the model's parameters and buffers of the same names, byte for byte."""
+    state = model.state_dict()
+    for name, value in tensors.items():
+        state[name].copy_(value)
+
+
 def _as_delta(delta: Delta | Path) -> Delta:
     return delta if isinstance(delta, Delta) else open_delta(delta)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a delta's two files beside ``path``, then rename their folder."""
+    """Write a delta's two files, both or none."""
     if path.exists() and (foreign := {file.name for file in path.iterdir()} - {TENSORS, FACTS}):
         raise ValueError(f"path={str(path)!r} holds {min(foreign)!r}; allowed: a new folder, or one with only a delta")
     facts = json.loads(json.dumps(facts))  # as it will be read: tuples become lists, and keys strings
-    temporary = path.with_name(f".{path.name}.partial")
-    new, old = temporary / "new", temporary / "old"
-    shutil.rmtree(temporary, ignore_errors=True)  # what a killed process left
-    try:
-        new.mkdir(parents=True)
+    with whole(path) as folder:
         # copies, because safetensors refuses two names for one memory, as tied weights have
-        save_file({name: _copy(tensor) for name, tensor in tensors.items()}, new / TENSORS)
-        facts["sha256"] = _digest(new / TENSORS, facts)
-        (new / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        save_file({name: _copy(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
+        facts["sha256"] = _digest(folder / TENSORS, facts)
+        (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def _digest(file: Path, facts: dict[str, Any]) -> str:

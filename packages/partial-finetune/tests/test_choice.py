@@ -93,3 +93,9 @@ def test_kendall_is_that_of_scipy():
     random = torch.Generator().manual_seed(0)
     a, b = torch.rand(2, 12, generator=random, dtype=torch.float64).tolist()
     assert kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+
+
+def test_an_incomplete_start_is_refused_before_anything_is_trained(vit, start):
+    del start["norm.bias"]
+    with pytest.raises(ValueError, match=r"start lacks 'norm\.bias'"):
+        select(vit, start, lambda *_: pytest.fail("trained"), top_k=1)

@@ -3,7 +3,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from partial_finetune.frozen import freeze
-from partial_finetune.groups import parameter_groups
+from partial_finetune.optimizer_groups import parameter_groups
 
 
 def rates(model, strategy, **options):

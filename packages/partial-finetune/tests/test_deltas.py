@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from partial_finetune import checkpoint
-from partial_finetune.checkpoint import base_hashes, load_delta, merge, open_delta, save_delta, start_of
+from partial_finetune import deltas
+from partial_finetune.deltas import base_hashes, load_delta, merge, open_delta, save_delta, start_of
 
 INFO = {
     "model": "tiny",
@@ -49,8 +49,8 @@ def values(model):
 
 def same(one, other):
     """Whether two dicts hold the same tensors to the bit (-0.0 is not 0.0)."""
-    return {name: checkpoint._hash(tensor) for name, tensor in one.items()} == {
-        name: checkpoint._hash(tensor) for name, tensor in other.items()
+    return {name: deltas._hash(tensor) for name, tensor in one.items()} == {
+        name: deltas._hash(tensor) for name, tensor in other.items()
     }
 
 
@@ -78,7 +78,7 @@ def resealed(path: Path):
     """Give a tampered delta the hash that goes with it, as its forger would."""
     facts = json.loads((path / "delta.json").read_text())
     facts.pop("sha256")
-    facts["sha256"] = checkpoint._digest(path / "delta.safetensors", facts)
+    facts["sha256"] = deltas._digest(path / "delta.safetensors", facts)
     (path / "delta.json").write_text(json.dumps(facts))
 
 
@@ -321,7 +321,7 @@ def test_a_crash_while_saving_leaves_the_old_delta(path, tuned, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint, "save_file", torn)
+    monkeypatch.setattr(deltas, "save_file", torn)
     with pytest.raises(OSError, match="disk full"):
         save_delta(path, tuned, delta.base, selection=SELECTION, info=INFO, initial_head=head)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
@@ -330,10 +330,20 @@ def test_a_crash_while_saving_leaves_the_old_delta(path, tuned, monkeypatch):
 
 def test_what_a_killed_process_left_does_not_disturb(tuned, tmp_path):
     base, head = base_hashes(tuned), head_of(tuned)
-    (tmp_path / ".delta.partial" / "new").mkdir(parents=True)
-    (tmp_path / ".delta.partial" / "new" / "delta.safetensors").write_bytes(b"half")
+    (tmp_path / ".delta.0123abcd").mkdir()
+    (tmp_path / ".delta.0123abcd" / "delta.safetensors").write_bytes(b"half")
     save_delta(tmp_path / "delta", tuned, base, selection=None, info=INFO, initial_head=head)
-    assert [file.name for file in tmp_path.iterdir()] == ["delta"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".delta.0123abcd", "delta"]
+    open_delta(tmp_path / "delta")
+
+
+def test_a_delta_that_was_aside_when_its_process_was_killed_is_not_lost(path, tuned, monkeypatch):
+    before = open_delta(path).digest
+    path.rename(path.with_name(".delta.old"))
+    monkeypatch.setattr(deltas, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save_delta(path, tuned, base_hashes(tuned), selection=None, info=INFO, initial_head=head_of(tuned))
+    assert open_delta(path).digest == before
 
 
 def test_a_folder_with_other_files_is_not_replaced(tuned, tmp_path):

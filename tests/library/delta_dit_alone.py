@@ -1,9 +1,25 @@
-"""The Δ-cache on a tiny DiT with random weights: calls are saved, and taking the cache off leaves no trace."""
+"""The Δ-cache on a tiny DiT with random weights: calls are saved, and taking the cache off leaves no trace.
+
+Then a plan made for it: calibrated, kept in a file, tried, and put on.
+"""
+
+import tempfile
+from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 
-from delta_dit import DeltaCacheConfig, delta_cache_stats, disable_delta_cache, enable_delta_cache
+from delta_dit import (
+    Calibration,
+    DeltaCacheConfig,
+    PixelDiTPipeline,
+    Trial,
+    calibrate,
+    delta_cache,
+    delta_cache_stats,
+    disable_delta_cache,
+    enable_delta_cache,
+)
 
 STEPS = 8
 
@@ -31,3 +47,22 @@ assert stats.block_speedup == 2, stats
 assert (cached - plain).abs().max() > 0, "nothing was reused"
 disable_delta_cache(model)
 assert torch.equal(sample(), plain)
+
+pipe = PixelDiTPipeline(model, DDIMScheduler())
+pipe.set_progress_bar_config(disable=True)
+
+
+def validate():
+    """Draw two samples through a pipeline."""
+    noise = torch.Generator().manual_seed(7)
+    return pipe([1, 2], num_inference_steps=3, generator=noise, output_type="pt").images
+
+
+with tempfile.TemporaryDirectory() as folder:
+    path = Path(folder, "calibration.safetensors")
+    calibrate(pipe, [{"class_labels": [3]}], steps=3).save(path)
+    calibration = Calibration.load(path)
+plan = calibration.plan(speedup=1.5, trial=Trial(pipe, validate, calibration.levels), evaluations=2)
+with delta_cache(pipe, plan):
+    validate()
+    assert delta_cache_stats(pipe).block_speedup == 1.5, plan

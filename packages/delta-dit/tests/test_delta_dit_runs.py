@@ -29,10 +29,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def start(*arguments: str) -> None:
+def on_one_and_two(folder: Path, *arguments: str) -> tuple[Path, Path]:
+    """Run a command here, and on two processes; return both run folders."""
+    one, two = folder / "1", folder / "2"
+    assert main([*arguments, "--output-dir", str(one), "--num-processes", "1"]) == 0
+    command = [sys.executable, "-m", "delta_dit", *arguments, "--output-dir", str(two), "--num-processes", "2"]
     # one thread per process: two threads and a busy neighbour wait for each other at every step
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", "delta_dit", *arguments], check=True, env=environment)
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return one, two
 
 
 def test_train_demo_resumed_gives_the_same_bytes(tmp_path):
@@ -64,22 +68,18 @@ def test_speedup_one_draws_what_no_cache_draws(tmp_path):
 
 @pytest.mark.multiprocess
 def test_two_processes_draw_the_bytes_of_one(tmp_path):
-    for count in (1, 2):
-        arguments = ["generate", "--output-dir", str(tmp_path / str(count)), *FEW, "--num-processes", str(count)]
-        start(*arguments)
-    assert files(tmp_path / "1" / "images") == files(tmp_path / "2" / "images")
-    assert json.loads((tmp_path / "2" / "manifest.json").read_text())["world_size"] == 2
+    one, two = on_one_and_two(tmp_path, "generate", *FEW)
+    assert files(one / "images") == files(two / "images")
+    assert json.loads((two / "manifest.json").read_text())["world_size"] == 2
 
 
 @pytest.mark.multiprocess
 def test_two_processes_give_the_demo_of_one(tmp_path):
-    for count in (1, 2):
-        arguments = ["demo", "--samples", "10", "--batch-size", "4", "--steps", "4", "--repeats", "1", "--cpu"]
-        arguments += ["--output-dir", str(tmp_path / str(count)), "--num-processes", str(count)]
-        start(*arguments)
-    one, two = (load_file(tmp_path / str(count) / "samples.safetensors") for count in (1, 2))
+    arguments = ["demo", "--samples", "10", "--batch-size", "4", "--steps", "4", "--repeats", "1", "--cpu"]
+    folders = on_one_and_two(tmp_path, *arguments)
+    one, two = (load_file(folder / "samples.safetensors") for folder in folders)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    one, two = (json.loads((tmp_path / str(count) / "results.json").read_text()) for count in (1, 2))
+    one, two = (json.loads((folder / "results.json").read_text()) for folder in folders)
     assert one.keys() == two.keys()
     assert {key: one[key] for key in one if "wall" not in key} == {key: two[key] for key in two if "wall" not in key}
 

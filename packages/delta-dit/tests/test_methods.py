@@ -13,7 +13,6 @@ from delta_dit.commands.models import Sampler, open_gates
 from delta_dit.commands.peers import PEERS, Dial, Setting, naive_feature_cache
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.embedded.pixel import PixelDiTPipeline
-from delta_dit.fidelity import psnr, relative_l1
 
 STEPS = 8
 
@@ -126,13 +125,6 @@ def test_last_sample_is_what_the_images_are_made_of(sampler):
         images = sampler.draw(0, range(2), steps=STEPS)
     assert torch.equal((last[0] / 2 + 0.5).clamp(0, 1), images)
     assert "step" not in vars(sampler.pipe.scheduler)
-
-
-def test_psnr_and_relative_l1():
-    reference = torch.full((2, 3, 4, 4), 0.5)
-    images = torch.stack([reference[0] + 0.1, reference[1]])
-    assert psnr(images, reference).tolist() == pytest.approx([20.0, 100.0], abs=1e-4)
-    assert relative_l1(images, reference).tolist() == pytest.approx([0.2, 0.0], abs=1e-6)
 
 
 def test_frechet_distance_of_gaussians_in_closed_form():

@@ -320,7 +320,7 @@ def test_searches(desk, searched, tmp_path):
     retrain = ("retrain", folder, *NETWORK, "--output-dir", out)
     desk.spoil(folder / "supernet.safetensors", "bdp-nas", *export, named=folder)
     desk.spoil(folder / "found.json", "bdp-nas", *plot, named=folder, works=(*BITS, "kept"), fields=12)
-    unused = "cells", "parts", "empty object"  # a plot takes nothing of it but the images
+    unused = "cells", "parts", "clip_grad", "without seed", "empty object"  # a plot takes nothing of it but the images
     desk.spoil(folder / "options.json", "bdp-nas", *plot, named=folder, works=(*BITS, *unused), fields=12)
     desk.spoil(folder / "genotype.json", "bdp-nas", *retrain, named=folder, works=BITS, fields=12)
 

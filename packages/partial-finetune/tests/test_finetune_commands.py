@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from partial_finetune.commands import bench as benchmark
 from partial_finetune.commands import conditions
 from partial_finetune.commands import demo as showing
-from partial_finetune.commands import fit as loop
+from partial_finetune.commands import fitting as loop
 from partial_finetune.commands.angles import main as show_angles
 from partial_finetune.commands.eval import main as evaluate
 from partial_finetune.commands.merge import main as merge_file

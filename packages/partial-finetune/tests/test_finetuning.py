@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 
 from frugal_shared.errors import UsageError
-from partial_finetune.commands import fit as loop
+from partial_finetune.commands import fitting as loop
 from partial_finetune.commands.models import find_delta, open_base, open_tuned
 from partial_finetune.commands.options import SelectConfig
 from partial_finetune.commands.select import main as run_selection

@@ -12,7 +12,7 @@ from frugal_shared.run import Run
 from frugal_shared.weights import DINOV2_VITS14
 from partial_finetune.choice import Choice
 from partial_finetune.commands.conditions import CLEAN, Condition, judge
-from partial_finetune.commands.fit import fit
+from partial_finetune.commands.fitting import fit
 from partial_finetune.commands.options import ANGLE, DemoConfig, SelectionConfig
 from partial_finetune.commands.plots import angle_plot
 from partial_finetune.commands.rows import Row, write_rows

@@ -8,7 +8,7 @@ from frugal_shared.reading import read_dataclass
 from frugal_shared.run import Run
 from frugal_shared.writing import write_json
 from partial_finetune.choice import Choice, select
-from partial_finetune.commands.fit import fit
+from partial_finetune.commands.fitting import fit
 from partial_finetune.commands.options import DELTA, SelectConfig, SelectionConfig
 from partial_finetune.commands.task import Task, open_task
 

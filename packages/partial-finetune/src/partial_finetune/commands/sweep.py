@@ -16,7 +16,7 @@ from frugal_shared.reading import read_json
 from frugal_shared.run import Run
 from frugal_shared.writing import write_json
 from partial_finetune.commands.conditions import CLEAN, Condition, chosen_corruptions, judge, mean_accuracy
-from partial_finetune.commands.fit import FACTS, Facts, fit
+from partial_finetune.commands.fitting import FACTS, Facts, fit
 from partial_finetune.commands.options import ANGLE, DELTA, SweepConfig
 from partial_finetune.commands.rows import Row, write_rows
 from partial_finetune.commands.select import choose

@@ -1,7 +1,7 @@
 """``partial-finetune train``: one fine-tuning."""
 
 from frugal_shared.run import Run
-from partial_finetune.commands.fit import fit
+from partial_finetune.commands.fitting import fit
 from partial_finetune.commands.options import ANGLE, TrainConfig
 from partial_finetune.commands.select import choose
 from partial_finetune.commands.task import open_task

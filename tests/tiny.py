@@ -149,7 +149,7 @@ def small_tower(model):
 
 def few_prompts():
     """Return sentences of which there is one for each state."""
-    from clipsam.prompts import PromptBank
+    from clipsam.prompt_bank import PromptBank
 
     return PromptBank(normal_states=("{}",), abnormal_states=("damaged {}",), templates=("a photo of a {}.",))
 

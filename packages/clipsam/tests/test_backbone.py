@@ -1,12 +1,14 @@
 """CLIP's patches and texts: the right blocks, the right places, any size, nothing trained."""
 
+import copy
+
 import numpy as np
 import open_clip
 import pytest
 import torch
 
 from clipsam.backbone import Backbone
-from clipsam.prompts import PromptBank
+from clipsam.prompt_bank import PromptBank
 
 PATCH = 8
 
@@ -134,6 +136,30 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
         with pytest.raises(ValueError, match="cannot be loaded") as error:
             Backbone.from_open_clip(name, weights, image_size=224)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["own", "timm"])
+def test_towers_in_half_precision_return_float32_and_keep_their_hash(backbones, kind):
+    single, images, bank = backbones[kind], torch.randn(1, 3, 32, 40), PromptBank(templates=("{}",))
+    half = copy.deepcopy(single).compute_in(torch.bfloat16)
+    half.text("nut", bank)
+    assert half.dtype == torch.bfloat16 and half.hash == single.hash
+    found, expected = (
+        [*b.patches(images), b.joint(images), *b.patches_and_joint(images)[0], b.text("nut", bank)]
+        for b in (half, single)
+    )
+    for one, other in zip(found, expected):
+        assert one.dtype == torch.float32 and not torch.equal(one, other)
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.999
+
+
+def test_what_was_kept_is_made_anew_where_the_towers_are_moved(backbones):
+    backbone, bank = copy.deepcopy(backbones["own"]), PromptBank(templates=("{}",))
+    text, position = backbone.text("nut", bank), backbone.tower.position_for(3, 5)
+    assert backbone.text("nut", bank) is text and backbone.tower.position_for(3, 5) is position
+    backbone.to(torch.float64)
+    assert backbone.text("nut", bank) is not text
+    assert backbone.tower.position_for(3, 5).dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", ["own", "timm"])

@@ -1,6 +1,11 @@
+from typing import get_args
+
 import pytest
 
+from clipsam import evaluation, mmr
+from clipsam.commands import options
 from clipsam.commands.cli import COMMANDS, main
+from clipsam.commands.models import DTYPES
 from clipsam.commands.options import SAMS
 
 
@@ -22,3 +27,9 @@ from clipsam.commands.options import SAMS
 def test_a_wrong_request_is_refused_in_one_line(argv, told, capsys):
     assert main(argv) == 2
     assert capsys.readouterr() == ("", f"clipsam: error: {told}\n")
+
+
+def test_the_options_offer_what_the_library_has():
+    assert get_args(options.Mode) == get_args(mmr.Mode)
+    assert get_args(options.Stage) == get_args(evaluation.Stage) == options.EvalConfig().stages
+    assert get_args(options.Dtype) == tuple(DTYPES)

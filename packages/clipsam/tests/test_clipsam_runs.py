@@ -7,13 +7,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipsam.commands.cli import main
-from clipsam.commands.demo import embedded_model
-from clipsam.commands.measure import evaluate_data
+from clipsam.commands.models import open_model
+from clipsam.commands.options import PipelineConfig
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
-from clipsam.data.training import TRAINED_CATEGORIES
+from clipsam.data.sources import TRAINED_CATEGORIES
+from clipsam.embedded.dinov2 import HEADS, asset, embedded_model, embedded_segmenter
+from clipsam.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def photographs(tmp_path):
 def test_the_shipped_models_find_defects_of_categories_that_were_held_out(model):
     assert model.provenance["data"] == ["photographs", TRAINED_CATEGORIES]
     data = Procedural(42, HELD_OUT_CATEGORIES, 224, seed=77, defect_share=1)
-    found = evaluate_data(model, data, ("umci", "mmr"))
+    found = evaluate(model, data, ("umci", "mmr"))
     umci, mmr = (curve.average_precision() for curve in found.curves.values())
     share = found.curves["umci"].anomalous / (found.curves["umci"].anomalous + found.curves["umci"].normal)
     assert umci > 5 * share  # what guessing has is the share
@@ -50,6 +53,18 @@ def test_a_batch_gives_what_single_images_give(model, photographs):
         [alone] = model.segment([image], "bolt")
         np.testing.assert_allclose(found.rough_map, alone.rough_map, atol=1e-4)
         assert found.anomaly_map.shape == image.shape[:2]
+
+
+def test_the_shipped_heads_are_opened_on_towers_in_half_precision(model, photographs, monkeypatch):
+    monkeypatch.setattr("clipsam.embedded.dinov2.IMAGE_SIZE", 56)  # of SAM's: a CPU takes its time in half precision
+    half, single = open_model(PipelineConfig(dtype="bf16")), embedded_segmenter()
+    assert half.backbone.dtype == torch.bfloat16 and next(half.umci.parameters()).dtype == torch.float32
+    pixels, image = torch.randn(1, 3, 56, 56), np.array(Image.open(photographs[0]))
+    found = [*half.backbone.patches(pixels), half.segmenter.embed(image).features]
+    expected = [*model.backbone.patches(pixels), single.embed(image).features]
+    for one, other in zip(found, expected):
+        assert one.dtype == torch.float32 and not torch.equal(one, other)
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
 
 
 def test_segment_goes_on_after_a_file_that_is_none(tmp_path, photographs, capsys):
@@ -96,8 +111,6 @@ def test_zero_shot_refuses_what_was_trained_on(tmp_path, capsys):
 
 
 def test_heads_of_another_clip_are_refused(tmp_path, capsys):
-    from clipsam.embedded.dinov2 import HEADS, asset
-
     options = ["--clip", "ViT-B-32", "--checkpoint", str(asset(HEADS)), "--sam", "none", "--data", "procedural"]
     assert main(["eval", *options, "--output-dir", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith("clipsam: error: ")

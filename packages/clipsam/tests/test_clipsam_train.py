@@ -28,7 +28,7 @@ def weights(config, backbones):
 
 
 def test_the_best_checkpoint_loads_and_says_what_it_was_trained_on(config, backbones):
-    recipe.train(config())
+    recipe.main(config())
     model = ClipSAM.from_pretrained(config().output_dir / "best", backbone=backbones["timm"])
     assert model.provenance["data"] == ["photographs", "procedural/train-categories"]
     results = json.loads((config().output_dir / "results.json").read_text())
@@ -39,7 +39,7 @@ def test_the_best_checkpoint_loads_and_says_what_it_was_trained_on(config, backb
 
 
 def test_a_resumed_training_ends_as_one_that_was_not_interrupted(config, backbones, monkeypatch):
-    recipe.train(config("whole"))
+    recipe.main(config("whole"))
     update = recipe.Best.update
 
     def dies(self, step):
@@ -49,16 +49,16 @@ def test_a_resumed_training_ends_as_one_that_was_not_interrupted(config, backbon
 
     monkeypatch.setattr(recipe.Best, "update", dies)
     with pytest.raises(KeyboardInterrupt):
-        recipe.train(config("torn"))
+        recipe.main(config("torn"))
     monkeypatch.setattr(recipe.Best, "update", update)
-    recipe.train(config("torn", resume=True))
+    recipe.main(config("torn", resume=True))
     torch.testing.assert_close(weights(config("torn"), backbones), weights(config("whole"), backbones), rtol=0, atol=0)
 
 
 def test_the_seed_decides(config, backbones):
-    recipe.train(config("a"))
-    recipe.train(config("b", features=None))
-    recipe.train(config("c", features=None, seed=1))
+    recipe.main(config("a"))
+    recipe.main(config("b", features=None))
+    recipe.main(config("c", features=None, seed=1))
     a, b, c = (weights(config(name), backbones) for name in "abc")
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert not torch.equal(a, c)
@@ -66,5 +66,5 @@ def test_the_seed_decides(config, backbones):
 
 def test_what_the_embedded_clip_cannot_give_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"stages=\(5, 11\) of the embedded CLIP"):
-        recipe.train(TrainConfig(output_dir=tmp_path / "run", stages=(5, 11)))
+        recipe.main(TrainConfig(output_dir=tmp_path / "run", stages=(5, 11)))
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,8 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from clipsam.decoder import PromptDecoder
-from clipsam.sam import Embedding, Prompts, SamSegmenter
+from clipsam.promptable import Embedding, Prompts
+from clipsam.sam import SamSegmenter
 
 
 def perturbed(sam):

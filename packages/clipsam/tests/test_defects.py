@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipsam.data.defects import DEFECTS, SMALLEST, SOLID, VISIBLE, paint
+from clipsam.data.defects import PAINTERS, SMALLEST, SOLID, VISIBLE, paint
 from clipsam.data.photographs import PHOTOGRAPHS, Painted
 
 HEIGHT, WIDTH = 96, 128
@@ -25,7 +25,7 @@ PICTURES = _pictures()
 DISC = (X - 60) ** 2 + (Y - 50) ** 2 < 35**2
 
 
-@pytest.mark.parametrize("kind", DEFECTS)
+@pytest.mark.parametrize("kind", PAINTERS)
 @pytest.mark.parametrize("picture", PICTURES)
 def test_mask_is_exactly_what_visibly_changed(kind, picture):
     image, before = PICTURES[picture], PICTURES[picture].copy()
@@ -40,7 +40,7 @@ def test_mask_is_exactly_what_visibly_changed(kind, picture):
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize("kind", DEFECTS)
+@pytest.mark.parametrize("kind", PAINTERS)
 def test_defects_lie_on_the_object(kind):
     for seed in range(4):
         _, mask = paint(PICTURES["stripes"], kind, np.random.default_rng(seed), DISC)
@@ -48,7 +48,7 @@ def test_defects_lie_on_the_object(kind):
         assert not (mask & ~DISC).any()
 
 
-@pytest.mark.parametrize("kind", DEFECTS)
+@pytest.mark.parametrize("kind", PAINTERS)
 def test_grey_pictures_stay_grey(kind):
     painted, _ = paint(PICTURES["grey"], kind, np.random.default_rng(5))
     assert (painted == painted[..., :1]).all()
@@ -67,7 +67,7 @@ def test_colour_spots_are_coloured_on_coloured_pictures():
     assert np.ptp(painted[mask].astype(int), axis=1).max() > 40
 
 
-@pytest.mark.parametrize("kind", DEFECTS)
+@pytest.mark.parametrize("kind", PAINTERS)
 def test_same_generator_same_defect(kind):
     first, again, other = (paint(PICTURES["stripes"], kind, np.random.default_rng(seed)) for seed in (7, 7, 8))
     assert np.array_equal(first[0], again[0])
@@ -77,7 +77,7 @@ def test_same_generator_same_defect(kind):
 
 def test_sizes_reach_from_specks_to_a_fifth_of_the_picture():
     shares = [
-        paint(PICTURES["grey"], kind, np.random.default_rng(seed))[1].mean() for kind in DEFECTS for seed in range(12)
+        paint(PICTURES["grey"], kind, np.random.default_rng(seed))[1].mean() for kind in PAINTERS for seed in range(12)
     ]
     assert min(shares) < 0.004
     assert max(shares) > 0.15
@@ -86,7 +86,7 @@ def test_sizes_reach_from_specks_to_a_fifth_of_the_picture():
 
 def test_a_smallest_picture_can_be_painted():
     image = np.full((16, 16, 3), 100, np.uint8)
-    for kind in DEFECTS:
+    for kind in PAINTERS:
         assert paint(image, kind, np.random.default_rng(0))[1].any(), kind
 
 

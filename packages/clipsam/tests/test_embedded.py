@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from clipsam.commands import train_sam, train_text
 from clipsam.commands.options import TrainSamConfig, TrainTextConfig
 from clipsam.data.procedural import Procedural
 from clipsam.embedded import dinov2 as embedded
-from clipsam.embedded import sam_recipe as train_sam
-from clipsam.embedded import text_recipe as train_text
+from clipsam.embedded import sam_recipe, text_recipe
 from frugal_shared.errors import RunError, UsageError
 
 
@@ -30,7 +30,7 @@ def test_clip_and_sam_see_with_the_same_tower(clip):
     backbone = embedded.frozen_backbone(clip)
     trunk = embedded.DinoEncoder().trunk
     pixels = torch.randn(1, 3, 224, 224)
-    theirs = trunk.forward_intermediates(pixels, indices=list(embedded.STAGES), intermediates_only=True)
+    theirs = trunk.forward_intermediates(pixels, indices=list(embedded.BLOCKS), intermediates_only=True)
     for ours, other in zip(backbone.patches(pixels), theirs):
         torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-4)
 
@@ -40,7 +40,7 @@ def test_joint_patches_are_what_the_recipe_trains(clip):
     pixels = torch.randn(2, 3, 224, 224)
     ones = torch.ones(2, 16, 16)
     expected = torch.nn.functional.normalize(backbone.joint(pixels).mean((2, 3)), dim=1)
-    found = train_text.embed_regions(clip, backbone.patches(pixels)[-1], ones)
+    found = text_recipe.embed_regions(clip, backbone.patches(pixels)[-1], ones)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -58,20 +58,20 @@ def test_foreign_and_damaged_weights_are_refused(clip, tmp_path):
 def test_the_text_recipe_runs_and_its_weights_load(tmp_path):
     options = {"images": 16, "val_images": 4, "steps": 2, "save_every": 2, "batch_size": 16, "cpu": True}
     config = TrainTextConfig(output_dir=tmp_path / "run", **options)
-    train_text.train(config)
+    train_text.main(config)
     backbone = embedded.embedded_backbone(weights=config.output_dir / "clip.safetensors")
     assert backbone.text_dim == embedded.JOINT_DIM
     results = json.loads((config.output_dir / "results.json").read_text())
     assert {"state_auroc", "state_auroc_object", "defect_accuracy"} <= results.keys()
     with pytest.raises(UsageError, match="num_processes=2 would split the contrast"):
-        train_text.train(TrainTextConfig(output_dir=tmp_path / "two", num_processes=2, **options))
+        train_text.main(TrainTextConfig(output_dir=tmp_path / "two", num_processes=2, **options))
 
 
 def test_the_sam_recipe_runs_and_its_weights_load(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_sam, "CHECKED", 2)
+    monkeypatch.setattr(sam_recipe, "CHECKED", 2)
     options = {"images": 16, "val_images": 8, "steps": 2, "save_every": 2, "batch_size": 2, "cpu": True}
     config = TrainSamConfig(output_dir=tmp_path / "run", **options)
-    train_sam.train(config)
+    train_sam.main(config)
     segmenter = embedded.embedded_segmenter(config.output_dir / "sam.safetensors")
     embedding = segmenter.embed(Procedural(1, size=200)[0].image)
     assert embedding.features.shape == (1, embedded.SAM_WIDTH, embedded.SAM_GRID, embedded.SAM_GRID)
@@ -85,15 +85,15 @@ def test_only_the_best_level_counts_and_a_perfect_mask_costs_nothing():
     perfect = (target * 2 - 1)[:, None] * 50
     scores = torch.tensor([[1.0, 0.0, 0.0]])
     levels = torch.cat([perfect, -perfect, -perfect], dim=1)
-    assert train_sam.mask_loss(levels, scores, target) < 1e-3
-    assert train_sam.mask_loss(-perfect.expand(1, 3, 8, 8), torch.zeros(1, 3), target) > 1
+    assert sam_recipe.mask_loss(levels, scores, target) < 1e-3
+    assert sam_recipe.mask_loss(-perfect.expand(1, 3, 8, 8), torch.zeros(1, 3), target) > 1
 
 
 def test_prompts_ask_for_what_is_damaged_inside_the_box():
     mask = np.zeros((64, 64), bool)
     mask[10:20, 10:20] = mask[40:50, 30:50] = True
     for seed in range(20):
-        asked = train_sam.ask(mask, np.random.default_rng(seed))
+        asked = sam_recipe.ask(mask, np.random.default_rng(seed))
         targets = asked.targets.numpy().astype(bool)
         assert not (targets & ~mask).any() and targets.any()
         if asked.prompts.boxes is None:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from clipsam.data.folders import load_folder
-from clipsam.data.images import ImageError
-from clipsam.data.sample import GOOD, UNKNOWN
+from clipsam.samples import GOOD, UNKNOWN
+from frugal_shared.images import ImageError
 
 SIZE = (6, 9)  # height, width
 MASK = np.zeros(SIZE, np.uint8)

@@ -6,7 +6,7 @@ import torch
 
 from clipsam.memory import SHARE, Memory
 from clipsam.pipeline import ClipSAM, image_score, to_native
-from clipsam.rarity import rarity
+from clipsam.rarity import patch_rarity
 from clipsam.umci import UMCIHead, rough_map
 
 
@@ -65,7 +65,7 @@ def test_the_score_joins_map_rarity_and_distance_and_the_map_stays(model, counts
     [found] = model.segment([image], "nut", memory)
     patches = model.backbone.patches(model._batch([image]))
     x = rough_map(model.umci(patches, model.backbone.text("nut", model.bank)))
-    x = x * rarity(patches) if counts_rarity else x
+    x = x * patch_rarity(patches) if counts_rarity else x
     [expected] = (x.detach() * memory.distance(patches) ** 4) ** 0.2
     assert found.score == pytest.approx(image_score(to_native(expected, image)))
     assert np.array_equal(found.anomaly_map, plain.anomaly_map)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from clipsam.metrics import PixelMetrics
 from clipsam.mmr import MMRConfig, find_components, refine
-from clipsam.sam import Embedding
+from clipsam.promptable import Embedding
 
 SIDE = 96
 

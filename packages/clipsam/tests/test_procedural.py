@@ -16,8 +16,8 @@ from clipsam.data.procedural import (
     Procedural,
     draw,
 )
-from clipsam.data.sample import GOOD
 from clipsam.data.textures import TEXTURES
+from clipsam.samples import GOOD
 
 
 @pytest.fixture(scope="module")

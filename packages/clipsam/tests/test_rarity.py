@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from clipsam.pipeline import CONFIG, ClipSAM, image_score
-from clipsam.rarity import rarity, stage_rarity, weighted
+from clipsam.checkpoint import CONFIG
+from clipsam.pipeline import ClipSAM, image_score
+from clipsam.rarity import by_rarity, patch_rarity, stage_rarity
 from clipsam.umci import UMCIHead
 
 
@@ -27,7 +28,7 @@ def test_two_kinds_of_common_patches_are_common_and_the_odd_one_is_rare():
     which = torch.arange(64) % 2
     which[27] = 2
     tokens = kinds[which].T.view(1, 3, 8, 8)
-    found = rarity([tokens, 5 * tokens]).flatten()
+    found = patch_rarity([tokens, 5 * tokens]).flatten()
     assert found[27] == 1 and found.sum() == pytest.approx(1, abs=1e-4)
 
 
@@ -37,14 +38,14 @@ def test_what_is_rare_but_normal_and_what_is_abnormal_but_everywhere_count_littl
     tokens[:, :, 0, 0] = torch.tensor([0.0, 1.0])
     rough = torch.full((1, 8, 8), 0.9)
     rough[0, 0, 0] = 0
-    assert weighted(rough, [tokens]).max() == 0
+    assert by_rarity(rough, [tokens]).max() == 0
     rough[0, 0, 0] = 0.9
-    assert weighted(rough, [tokens])[0, 0, 0] == pytest.approx(0.9)
+    assert by_rarity(rough, [tokens])[0, 0, 0] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("side", [1, 2])
 def test_the_smallest_grids_have_a_rarity(side):
-    found = rarity([torch.randn(2, 4, side, side)])
+    found = patch_rarity([torch.randn(2, 4, side, side)])
     assert found.shape == (2, side, side) and found.isfinite().all()
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsam.commands import refine as refine_maps
+from clipsam.commands import refine as refining
 from clipsam.commands import segment as segmenting
 from clipsam.commands.options import RefineConfig, SegmentConfig
-from clipsam.commands.refine import refine
-from clipsam.commands.segment import OUTPUTS, overlay, segment, segment_images, unique_names
+from clipsam.commands.outputs import OUTPUTS, unique_names
+from clipsam.commands.segment import segment_images
 from clipsam.data.images import read_image
-from clipsam.mmr import MMRConfig
-from clipsam.mmr import refine as refined_by_mmr
+from clipsam.mmr import MMRConfig, refine
+from clipsam.pictures import overlay
 from clipsam.pipeline import ClipSAM
 from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead
@@ -40,7 +40,7 @@ def model(backbones, sam):
 @pytest.fixture(autouse=True)
 def opened(model, sam, monkeypatch):
     monkeypatch.setattr(segmenting, "open_model", lambda config: model)
-    monkeypatch.setattr(refine_maps, "segmenter_of", lambda config: SamSegmenter(sam))
+    monkeypatch.setattr(refining, "segmenter_of", lambda config: SamSegmenter(sam))
 
 
 def picture(path, height=40, width=52, channels=3):
@@ -72,7 +72,7 @@ def contents(folder):
 
 def test_every_image_gets_its_outputs(tmp_path, odd, model):
     config = SegmentConfig(images=odd, category="metal nut", output_dir=tmp_path / "out", batch_size=3)
-    segment(config)
+    segmenting.main(config)
     records = listed(config.output_dir)
     assert [record["image"] for record in records] == [str(path) for path in odd]
     for path, record in zip(odd, records):
@@ -93,7 +93,7 @@ def test_every_image_gets_its_outputs(tmp_path, odd, model):
 
 def test_the_map_is_that_of_the_pipeline(tmp_path, odd, model):
     config = SegmentConfig(images=odd[:1], output_dir=tmp_path / "out")
-    segment(config)
+    segmenting.main(config)
     [found] = model.segment([read_image(odd[0])], "object")
     levels = np.asarray(Image.open(tmp_path / "out" / "a_map.png"))
     np.testing.assert_allclose(levels / 65535, found.anomaly_map, atol=1e-5)
@@ -109,7 +109,7 @@ def test_what_cannot_be_read_stops_nothing_and_is_named(tmp_path, capsys):
     images = (good[0], empty, good[1], text, tmp_path / "missing.png", good[2])
     config = SegmentConfig(images=images, output_dir=tmp_path / "out", batch_size=2)
     with pytest.raises(RunError, match=r"^3 of 6 .*empty\.png: .*text\.png: .*missing\.png: "):
-        segment(config)
+        segmenting.main(config)
     records = listed(config.output_dir)
     assert [record["image"] for record in records] == [str(path) for path in images]
     assert ["error" in record for record in records] == [False, True, False, True, True, False]
@@ -132,8 +132,8 @@ def test_what_sam_refuses_stops_nothing_and_is_named(tmp_path, model, monkeypatc
     options = {"images": (line, square)}
     maps = (map_of(line), map_of(square))
     for run, config in (
-        (segment, SegmentConfig(output_dir=tmp_path / "segment", **options)),
-        (refine, RefineConfig(output_dir=tmp_path / "refine", maps=maps, **options)),
+        (segmenting.main, SegmentConfig(output_dir=tmp_path / "segment", **options)),
+        (refining.main, RefineConfig(output_dir=tmp_path / "refine", maps=maps, **options)),
     ):
         with pytest.raises(RunError, match=r"1 of 2 .*line\.png: "):
             run(config)
@@ -152,20 +152,20 @@ def map_of(path):
 def test_a_batch_of_which_nothing_can_be_read(tmp_path):
     config = SegmentConfig(images=(tmp_path / "none.png",), output_dir=tmp_path / "out")
     with pytest.raises(RunError, match="1 of 1"):
-        segment(config)
+        segmenting.main(config)
     assert "no such file" in listed(config.output_dir)[0]["error"]
 
 
 def test_a_resumed_run_does_what_is_missing_and_nothing_else(tmp_path, odd, model, monkeypatch):
     options = {"images": odd, "output_dir": tmp_path / "out", "batch_size": 3}
-    segment(SegmentConfig(**options))
+    segmenting.main(SegmentConfig(**options))
     before, [whole] = contents(tmp_path / "out"), [listed(tmp_path / "out")]
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*_map.png")}
     (tmp_path / "out" / "one_overlay.png").unlink()
     (tmp_path / "out" / "segmentations.json").unlink()
     calls, real = [], model.refined
     monkeypatch.setattr(model, "refined", lambda *given: calls.append(1) or real(*given))
-    segment(SegmentConfig(**options, resume=True))
+    segmenting.main(SegmentConfig(**options, resume=True))
     assert len(calls) == 1 and contents(tmp_path / "out") == before and listed(tmp_path / "out") == whole
     redone = [path.name for path, time in times.items() if path.stat().st_mtime_ns != time]
     assert redone == ["one_map.png"]
@@ -183,8 +183,8 @@ def test_two_processes_write_the_bytes_of_one(tmp_path, odd, model):
 def test_references_change_the_scores_and_not_the_maps(tmp_path, odd, model):
     references = tuple(picture(tmp_path / "others" / f"{index}.png") for index in range(3))
     options = {"images": odd, "category": "nut"}
-    segment(SegmentConfig(**options, output_dir=tmp_path / "plain"))
-    segment(SegmentConfig(**options, output_dir=tmp_path / "out", references=references))
+    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "plain"))
+    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "out", references=references))
     plain, found = listed(tmp_path / "plain"), listed(tmp_path / "out")
     memory = model.remember([read_image(path) for path in references])
     [expected] = model.segment([read_image(odd[0])], "nut", memory)
@@ -198,7 +198,7 @@ def test_a_reference_that_cannot_be_read_ends_the_run_before_it_begins(tmp_path,
     torn.write_bytes(b"")
     config = SegmentConfig(images=odd, references=(odd[0], torn), output_dir=tmp_path / "out")
     with pytest.raises(RunError, match=r"1 references could not be used: .*torn\.png"):
-        segment(config)
+        segmenting.main(config)
     assert not config.output_dir.exists()
 
 
@@ -235,8 +235,8 @@ def test_refine_writes_what_mmr_finds(tmp_path, sam):
     Image.fromarray(np.rint(rough * 65535).astype(np.uint16)).save(deep)
     Image.fromarray(np.rint(rough * 255).astype(np.uint8)).save(shallow)
     config = RefineConfig(images=(image,) * 3, maps=(path, deep, shallow), output_dir=tmp_path / "out", threshold=0.4)
-    refine(config)
-    found = refined_by_mmr(read_image(image), rough, SamSegmenter(sam), MMRConfig(threshold=0.4))
+    refining.main(config)
+    found = refine(read_image(image), rough, SamSegmenter(sam), MMRConfig(threshold=0.4))
     first, second, third = listed(config.output_dir)
     assert first["map"] == "scratch_map.png" and second["map"] == "scratch-2_map.png"
     for record in (first, second, third):
@@ -268,7 +268,7 @@ def test_a_map_that_cannot_be_used_is_named_and_stops_nothing(tmp_path, how):
         np.save(bad, spoil(rough, how))
     config = RefineConfig(images=(image, image), maps=(bad, good), output_dir=tmp_path / "out")
     with pytest.raises(RunError, match="1 of 2"):
-        refine(config)
+        refining.main(config)
     failed, done = listed(config.output_dir)
     assert str(bad) in failed["error"] and "\n" not in failed["error"] and done["map"] == "scratch-2_map.png"
 

@@ -4,19 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipsam.data.cells import CELL, DEFECTIVE, preprocess, solar_cells
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, TRAIN_CATEGORIES
-from clipsam.data.sample import GOOD
-from clipsam.data.sources import (
-    CELL,
-    DEFECTIVE,
-    EVAL_SEED,
-    NAMES,
-    open_data,
-    open_references,
-    preprocess,
-    solar_cells,
-)
-from clipsam.data.training import training_data
+from clipsam.data.sources import EVAL_SEED, NAMES, open_data, open_references, training_data
+from clipsam.samples import GOOD
 from frugal_shared.datasets import CELL_BORDER, CELL_GREY
 from frugal_shared.errors import UsageError
 from frugal_shared.weights import package_file

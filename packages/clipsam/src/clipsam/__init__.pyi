@@ -1,20 +1,26 @@
 from .backbone import Backbone
+from .evaluation import Evaluation, evaluate
 from .memory import Memory
 from .mmr import MMRConfig, Refinement, refine
 from .pipeline import ClipSAM, Segmentation
-from .prompts import PromptBank
-from .sam import SamSegmenter, Segmenter
+from .prompt_bank import PromptBank
+from .promptable import Embedding, Prompts, Segmenter
+from .sam import SamSegmenter
 
 __version__: str
 __all__ = [
     "Backbone",
     "ClipSAM",
+    "Embedding",
+    "Evaluation",
     "MMRConfig",
     "Memory",
     "PromptBank",
+    "Prompts",
     "Refinement",
     "SamSegmenter",
     "Segmentation",
     "Segmenter",
+    "evaluate",
     "refine",
 ]

@@ -19,7 +19,7 @@ from open_clip.timm_model import TimmModel
 from PIL import Image
 from torch import Tensor, nn
 
-from clipsam.prompts import PromptBank, group_average
+from clipsam.prompt_bank import PromptBank, group_average
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -103,6 +103,11 @@ class Backbone(nn.Module):
         return self.tower.stages
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What the towers compute in."""
+        return self.tower.position.dtype
+
+    @property
     def width(self) -> int:
         """C, channels of the patch tokens."""
         return self.tower.position.shape[-1]
@@ -114,11 +119,25 @@ class Backbone(nn.Module):
 
     @cached_property
     def hash(self) -> str:
-        """The sha256 of all weights: a checkpoint is only valid with those it was trained with."""
+        """The sha256 of all weights: heads are only valid with those they were trained with."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()
+
+    def compute_in(self, dtype: torch.dtype) -> Self:
+        """Let the towers keep their weights and compute in another number format; what they return stays float32.
+
+        The hash stays that of the weights as they were.
+        """
+        if dtype != self.dtype:
+            _ = self.hash
+            self.to(dtype)
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._texts.clear()  # they are elsewhere, or in another number format, than the networks are from now on
+        return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: nothing in here is ever trained."""
@@ -137,7 +156,7 @@ class Backbone(nn.Module):
         Args:
             images: ``(B, 3, H, W)``, normalised; H and W any multiples of the patch.
         """
-        return self.tower(images, self.stages)
+        return [tokens.float() for tokens in self.tower(images, self.stages)]
 
     @torch.no_grad()
     def joint(self, images: Tensor) -> Tensor:
@@ -147,14 +166,15 @@ class Backbone(nn.Module):
         whole; how far its single patches mean something differs from model to model.
         """
         [last] = self.tower(images, self.tower.last)
-        return F.normalize(self.tower.project(last), dim=1)
+        return F.normalize(self.tower.project(last).float(), dim=1)
 
     @torch.no_grad()
     def patches_and_joint(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what :meth:`patches` and :meth:`joint` do, for the price of one."""
         blocks = tuple(dict.fromkeys(self.stages + self.tower.last))
         tokens = self.tower(images, blocks)
-        return tokens[: len(self.stages)], F.normalize(self.tower.project(tokens[-1]), dim=1)
+        joint = F.normalize(self.tower.project(tokens[-1]).float(), dim=1)
+        return [stage.float() for stage in tokens[: len(self.stages)]], joint
 
     @torch.no_grad()
     def text(self, category: str, bank: PromptBank) -> Tensor:
@@ -192,6 +212,10 @@ class Tower(nn.Module):
         self.last = (blocks - 1,)
         self._positions: dict[tuple[int, int], Tensor] = {}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._positions.clear()
+        return super()._apply(fn, recurse)
+
     @property
     def position(self) -> Tensor:
         """The position embedding that the tower was trained with, ``([1,] 1 + N, C)``."""
@@ -217,6 +241,7 @@ class Tower(nn.Module):
         if height % self.patch or width % self.patch:
             raise ValueError(f"images of {height}×{width} pixels; allowed: multiples of {self.patch}")
         position = {f"tower.{self._position_name}": self.position_for(height // self.patch, width // self.patch)}
+        images = images.to(self.position.dtype)
         return torch.func.functional_call(_Intermediates(self), position, (images, list(blocks)))
 
     def project(self, last: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class PromptDecoder:
             shared = self.layers[-1].norm.shared
         self.final = ToPixels(self.decoder.transformer.final_attn_token_to_image, shared, position)
         up = self.decoder.output_upscaling[0]
-        self.up = Linear(flat(up), up.bias.repeat(4), shared)
+        self.up = Linear(linear_weight(up), up.bias.repeat(4), shared)
 
     def __call__(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Decode embedded prompts ``(Q, k, C)``: logits of the multiple masks ``(Q, 3, 4g, 4g)``, scores ``(Q, 3)``."""
@@ -106,7 +106,7 @@ class PromptDecoder:
         up, norm, activation, again, activation_again = self.decoder.output_upscaling
         values = self.up(pixels).view(len(tokens[0]), -1, up.out_channels)  # (Q, 4N, C / 4)
         values = activation(F.layer_norm(values, (up.out_channels,), norm.weight, norm.bias, norm.eps))
-        values = F.linear(values, flat(again), again.bias.repeat(4)).view(len(values), -1, again.out_channels)
+        values = F.linear(values, linear_weight(again), again.bias.repeat(4)).view(len(values), -1, again.out_channels)
         heads = self.decoder.output_hypernetworks_mlps[1:]
         weights = torch.stack([head(token) for head, token in zip(heads, tokens)], dim=1)  # (Q, 3, C / 8)
         return unfold(weights @ activation_again(values).mT, self.grid)
@@ -265,7 +265,7 @@ def by_head(values: Tensor, heads: int) -> Tensor:
     return values.unflatten(-1, (heads, -1)).transpose(-3, -2)
 
 
-def flat(up: nn.ConvTranspose2d) -> Tensor:
+def linear_weight(up: nn.ConvTranspose2d) -> Tensor:
     """Return the weight of a transposed convolution of stride and kernel 2 as that of a linear layer, ``(4C', C)``."""
     return up.weight.permute(2, 3, 1, 0).flatten(0, 2)
 

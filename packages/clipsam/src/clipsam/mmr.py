@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from clipsam.sam import Embedding, Prompts, Segmenter
+from clipsam.promptable import Embedding, Prompts, Segmenter
 
 Mode = Literal["soft", "paper"]
 

@@ -5,8 +5,6 @@ clipsam = ClipSAM.from_pretrained("checkpoint", backbone=backbone, segmenter=seg
 found.anomaly_map, found.boxes, found.score
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,35 +14,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_bytes
-from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from clipsam.backbone import Backbone
+from clipsam.checkpoint import described_options, load_heads, read_description, save_heads
 from clipsam.memory import Memory
 from clipsam.mmr import MMRConfig, refine
-from clipsam.prompts import PromptBank
-from clipsam.rarity import weighted
-from clipsam.sam import SamSegmenter, Segmenter
+from clipsam.prompt_bank import PromptBank
+from clipsam.promptable import Segmenter
+from clipsam.rarity import by_rarity
+from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead, rough_map
 
-SCHEMA = "clipsam-1"
-WEIGHTS, CONFIG = "umci.safetensors", "config.json"
-FIELDS = {
-    "clip": str,
-    "prompts": str,
-    "bank": dict,
-    "image_size": int,
-    "stages": list,
-    "umci": dict,
-    "sha256": str,
-    "mmr": dict,
-    "rarity": bool,
-    "provenance": dict,
-}
-"""Of a checkpoint's description."""
-LARGEST = 4096  # pixels, side of the square that CLIP sees
 TEMPERATURE = 0.07  # CLIP's own at the start of its training; of the map from texts alone
 TOP_SHARE = 0.01  # of the pixels, whose mean is the image's score: one wild pixel does not decide
 
@@ -104,13 +85,21 @@ class ClipSAM:
         self.umci = None if umci is None else umci.eval()
         self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move backbone, heads and segmenter (if it can be moved) to a device; return the pipeline."""
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """Move backbone, heads and segmenter (if it can be moved) to a device; return the pipeline.
+
+        Args:
+            device: unset: where they are.
+            dtype: of the towers, CLIP's and SAM's, which take nearly all of the time; heads, prompts and maps stay in
+                float32.
+        """
         self.backbone.to(device)
+        if dtype is not None:
+            self.backbone.compute_in(dtype)
         if self.umci is not None:
             self.umci.to(device)
         if isinstance(self.segmenter, SamSegmenter):
-            self.segmenter.to(device)
+            self.segmenter.to(device, dtype)
         return self
 
     def segment(
@@ -200,7 +189,7 @@ class ClipSAM:
         """Return the rough maps, and the maps that images are scored by, ``(B, h, w)`` each."""
         umci: Any = self.umci
         maps = rough_map(umci(patches, self.backbone.text(category, self.bank)))
-        return maps, weighted(maps, patches) if self.rarity else maps
+        return maps, by_rarity(maps, patches) if self.rarity else maps
 
     def _text_maps(
         self, joint: Tensor, images: Sequence[NDArray[np.uint8]], category: str
@@ -232,29 +221,17 @@ class ClipSAM:
         """
         if self.umci is None:
             raise ValueError("umci=None has nothing to save; allowed: trained heads")
-        stage: Any = self.umci.stages[0]
-        config = {
-            "schema": SCHEMA,
+        description = {
             "clip": self.backbone.hash,
             "prompts": self.bank.hash,
             "bank": asdict(self.bank),
             "image_size": self.backbone.image_size,
             "stages": self.backbone.stages,
-            "umci": {
-                "hidden": stage.language.out_features,
-                "pool_kernels": stage.pool_kernels,
-                "pool_stride": stage.pool_stride,
-            },
             "mmr": asdict(self.mmr),
             "rarity": self.rarity,
             "provenance": self.provenance,
         }
-        folder = Path(folder)
-        weights = save_bytes({k: v.contiguous() for k, v in self.umci.state_dict().items()})
-        config["sha256"] = hashlib.sha256(weights).hexdigest()
-        folder.mkdir(parents=True, exist_ok=True)
-        write(folder / WEIGHTS, weights)
-        write(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+        save_heads(Path(folder), self.umci, description)
 
     @classmethod
     def from_pretrained(
@@ -277,37 +254,12 @@ class ClipSAM:
             ValueError: a damaged or foreign checkpoint, or one for another CLIP, size, stages or prompts.
             OSError: it cannot be read.
         """
-        config = read_config(Path(folder) / CONFIG)
-        described = f"{str(Path(folder) / CONFIG)!r} describes no such checkpoint"
-        try:
-            own = PromptBank(**{name: tuple(sentences) for name, sentences in config["bank"].items()})
-            mmr = MMRConfig(**config["mmr"])
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{described}: {error}") from error
+        folder = Path(folder)
+        description = read_description(folder)
+        own, mmr = described_options(folder, description)
         bank = bank or own
-        for name, found in (
-            ("clip", backbone.hash),
-            ("prompts", bank.hash),
-            ("image_size", backbone.image_size),
-            ("stages", list(backbone.stages)),
-        ):
-            if found != config[name]:
-                raise ValueError(f"{str(folder)!r} was trained with {name}={config[name]!r}; this one is {found!r}")
-        path = Path(folder) / WEIGHTS
-        weights = path.read_bytes()
-        if hashlib.sha256(weights).hexdigest() != config["sha256"]:
-            raise ValueError(f"{str(path)!r} is torn or was changed: its hash is not the one in {CONFIG}")
-        try:
-            options = config["umci"] | {"pool_kernels": tuple(config["umci"]["pool_kernels"])}
-            umci = UMCIHead(len(backbone.stages), backbone.width, backbone.text_dim, **options)
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            raise ValueError(f"{described}: {' '.join(str(error).split())}") from error
-        try:
-            umci.load_state_dict(load_bytes(weights))
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"{str(path)!r} holds no such heads: {str(error).splitlines()[0]}") from error
-        umci.to(next(backbone.parameters()).device).requires_grad_(False)
-        rarity, provenance = config["rarity"], config["provenance"]
+        umci = load_heads(folder, description, backbone, bank)
+        rarity, provenance = description["rarity"], description["provenance"]
         return cls(backbone, umci, bank, segmenter, mmr=mmr, rarity=rarity, provenance=provenance)
 
 
@@ -354,37 +306,3 @@ def image_score(anomaly_map: NDArray[np.float32]) -> float:
     """Return the mean of the top 1 % of a map, of at least one pixel."""
     count = max(1, round(TOP_SHARE * anomaly_map.size))
     return float(np.partition(anomaly_map.ravel(), -count)[-count:].mean())
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's description.
-
-    Raises:
-        ValueError: it is none, or of another schema.
-    """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        schema = config["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{str(path)!r} describes no ClipSAM checkpoint; allowed: what save_pretrained wrote"
-        ) from error
-    if schema != SCHEMA:
-        raise ValueError(f"{str(path)!r} has schema={schema!r}; allowed: {SCHEMA!r}")
-    config.setdefault("rarity", False)  # checkpoints of before there was one
-    for name, kind in FIELDS.items():
-        if not isinstance(config.get(name), kind):
-            raise ValueError(f"{str(path)!r} has no {name} ({kind.__name__}); allowed: what save_pretrained wrote")
-    if not 0 < config["image_size"] <= LARGEST:
-        raise ValueError(f"{str(path)!r} has image_size={config['image_size']!r}; allowed: 1 to {LARGEST}")
-    return config
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

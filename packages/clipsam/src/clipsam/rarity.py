@@ -14,7 +14,7 @@ from torch import Tensor
 SHARE = 0.05  # of the image's patches
 
 
-def rarity(patches: Sequence[Tensor]) -> Tensor:
+def patch_rarity(patches: Sequence[Tensor]) -> Tensor:
     """Return r, ``(B, H, W)`` in [0, 1], of the patch tokens ``(B, C, H, W)`` of every stage."""
     return torch.stack([stage_rarity(stage) for stage in patches]).mean(0)
 
@@ -29,6 +29,6 @@ def stage_rarity(patches: Tensor) -> Tensor:
     return (1 - nearest).clamp(0, 1).unflatten(1, patches.shape[-2:])
 
 
-def weighted(rough: Tensor, patches: Sequence[Tensor]) -> Tensor:
+def by_rarity(rough: Tensor, patches: Sequence[Tensor]) -> Tensor:
     """Return p · r, ``(B, H, W)`` in [0, 1], of rough maps p and the tokens they were made of."""
-    return rough * rarity(patches)
+    return rough * patch_rarity(patches)

@@ -21,12 +21,14 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from clipsam.backbone import Backbone
-from clipsam.commands.models import open_model
-from clipsam.commands.options import BenchConfig, PipelineConfig
+from clipsam.commands.models import DTYPES
+from clipsam.commands.options import BenchConfig
+from clipsam.embedded.dinov2 import embedded_model
 from clipsam.metrics import PixelMetrics
 from clipsam.mmr import refine
 from clipsam.pipeline import ClipSAM
-from clipsam.sam import Embedding, Prompts, SamSegmenter, Segmenter
+from clipsam.promptable import Embedding, Prompts, Segmenter
+from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead, rough_map
 from frugal_shared.errors import RunError
 from frugal_shared.parts import measure_parts
@@ -36,7 +38,7 @@ from frugal_shared.timing import compare
 
 Row = dict[str, Any]
 
-STAGES = ("clip", "umci", "sam_encoder", "sam_decoder", "post")
+TIMED = ("clip", "umci", "sam_encoder", "sam_decoder", "post")
 SIDE = 1024  # of the images that are timed, in pixels
 COMPONENTS = 4  # in the map that MMR refines: 8 prompts
 MAP_SIDE = 1000  # of the maps that the metrics see: a megapixel each
@@ -53,20 +55,11 @@ def published() -> ClipSAM:
     return ClipSAM(backbone, umci, segmenter=SamSegmenter(sam_model_registry["vit_b"]()))
 
 
-def embedded() -> ClipSAM:
-    """Return the embedded models.
-
-    Raises:
-        RunError: the ``[demo]`` extra or an asset is missing.
-    """
-    return open_model(PipelineConfig())
-
-
-MODELS: dict[str, Callable[[], ClipSAM]] = {"embedded": embedded, "ViT-L-14-336 + SAM vit_b": published}
+MODELS: dict[str, Callable[[], ClipSAM]] = {"embedded": embedded_model, "ViT-L-14-336 + SAM vit_b": published}
 """The pipelines whose stages are timed, by name."""
 
 
-def bench(config: BenchConfig) -> None:
+def main(config: BenchConfig) -> None:
     """Time every part and write the rows and the report; a resumed run keeps the parts it has."""
     parts: list[Callable[[], list[Row]]] = [
         lambda: decode_rows(sam_model_registry["vit_b"](), "SAM vit_b", config),
@@ -76,9 +69,9 @@ def bench(config: BenchConfig) -> None:
     with Run(config, "clipsam") as run:
         rows = measure_parts(run, parts, config.seed, config.json)
         if run.accelerator.is_main_process:
-            report(rows, config).write(run.folder)
-            show(rows)
-        run.finish(flat(rows))
+            bench_page(rows, config).write(run.folder)
+            print_timings(rows)
+        run.finish(figures_of(rows))
 
 
 def decode_rows(sam: Sam, model: str, config: BenchConfig) -> list[Row]:
@@ -173,13 +166,13 @@ def measured(maps: list[tuple[NDArray[np.float32], NDArray[np.bool_]]], *, exact
 def stage_rows(name: str, build: Callable[[], ClipSAM], config: BenchConfig) -> list[Row]:
     """Time every stage of a pipeline on images of their own, after one that is not counted."""
     try:
-        model = build()
+        model = build().to(dtype=DTYPES[config.dtype])
     except RunError as error:  # an extra that is not installed
         return [{"part": "pipeline", "model": name, "why": " ".join(str(error).split())}]
     watch, random = Stopwatch(), np.random.default_rng(config.seed)
     for _ in range(config.repeats + 1):
         time_stages(model, random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8), watch)
-    return [{"part": stage, "model": name, **percentiles(watch.seconds[stage][1:])} for stage in STAGES]
+    return [{"part": stage, "model": name, **percentiles(watch.seconds[stage][1:])} for stage in TIMED]
 
 
 @torch.no_grad()
@@ -212,7 +205,7 @@ def map_of_components(height: int, width: int) -> NDArray[np.float32]:
 class Stopwatch:
     """Seconds of every stage, one number for each time it ran."""
 
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {stage: [] for stage in TIMED})
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -279,7 +272,7 @@ def percentiles(seconds: list[float]) -> Row:
     return {"seconds_p50": middle, "seconds_p95": high}
 
 
-def flat(rows: list[Row]) -> dict[str, float]:
+def figures_of(rows: list[Row]) -> dict[str, float]:
     """Return the figures under names of part, model and column."""
     return {
         f"{row['part']}_{row['model']}_{key}": value
@@ -289,28 +282,28 @@ def flat(rows: list[Row]) -> dict[str, float]:
     }
 
 
-def shown(rows: list[Row]) -> list[Row]:
+def headed(rows: list[Row]) -> list[Row]:
     """Return rows under the headings of the tables, without the columns that no row fills."""
     filled = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
     return [{COLUMNS[key]: row.get(key) for key in filled} for row in rows]
 
 
-def show(rows: list[Row]) -> None:
+def print_timings(rows: list[Row]) -> None:
     """Print the rows as a table."""
     table = Table(title=f"{torch.get_num_threads()} threads")
     columns = [COLUMNS[key] for key in PRINTED]
     for name in columns:
         table.add_column(name, justify="left" if name in ("part", "model", "why") else "right")
-    for row in ([line.get(name) for name in columns] for line in shown(rows)):
+    for row in ([line.get(name) for name in columns] for line in headed(rows)):
         values = ("" if v is None else f"{v:.4g}" if isinstance(v, float) else escape(str(v)) for v in row)
         table.add_row(*values)
     Console().print(table)
 
 
-def report(rows: list[Row], config: BenchConfig) -> Report:
+def bench_page(rows: list[Row], config: BenchConfig) -> Report:
     """Return the report: the table and what was measured."""
     page = Report("What the parts cost", f"{torch.get_num_threads()} threads of this machine's CPU")
-    page.table(shown(rows), f"Median and 95th percentile over {config.repeats} runs.")
+    page.table(headed(rows), f"Median and 95th percentile over {config.repeats} runs.")
     page.command(f"clipsam bench --prompts {config.prompts} --pixels {config.pixels} --repeats {config.repeats}")
     page.note(
         f"decode: all masks of {config.prompts} boxes on one embedded image of {SIDE}×{SIDE} pixels, against a loop "

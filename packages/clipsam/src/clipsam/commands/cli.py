@@ -13,14 +13,14 @@ from clipsam.commands.options import (
 from frugal_shared.cli import Commands, run_cli
 
 COMMANDS: Commands = {
-    "bench": (BenchConfig, "clipsam.commands.bench:bench"),
-    "demo": (DemoConfig, "clipsam.commands.demo:demo"),
-    "eval": (EvalConfig, "clipsam.commands.eval:evaluate"),
-    "refine": (RefineConfig, "clipsam.commands.refine:refine"),
-    "segment": (SegmentConfig, "clipsam.commands.segment:segment"),
-    "train": (TrainConfig, "clipsam.commands.train:train"),
-    "train-sam": (TrainSamConfig, "clipsam.embedded.sam_recipe:train"),
-    "train-text": (TrainTextConfig, "clipsam.embedded.text_recipe:train"),
+    "bench": (BenchConfig, "clipsam.commands.bench:main"),
+    "demo": (DemoConfig, "clipsam.commands.demo:main"),
+    "eval": (EvalConfig, "clipsam.commands.eval:main"),
+    "refine": (RefineConfig, "clipsam.commands.refine:main"),
+    "segment": (SegmentConfig, "clipsam.commands.segment:main"),
+    "train": (TrainConfig, "clipsam.commands.train:main"),
+    "train-sam": (TrainSamConfig, "clipsam.commands.train_sam:main"),
+    "train-text": (TrainTextConfig, "clipsam.commands.train_text:main"),
 }
 
 

@@ -9,22 +9,25 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from clipsam.commands.eval_report import case_figures, curve_figures, defined, flat
-from clipsam.commands.measure import ALL, Evaluation, Row, evaluate_all
+from clipsam.commands.eval_report import case_figures, curve_figures, defined, results_of
+from clipsam.commands.measure import evaluate_all
+from clipsam.commands.models import DTYPES
 from clipsam.commands.options import DemoConfig
-from clipsam.commands.segment import overlay
+from clipsam.data.cells import ELPV, solar_cells
 from clipsam.data.procedural import HELD_OUT_CATEGORIES
-from clipsam.data.sample import AnomalyData
-from clipsam.data.sources import CELLS, ELPV, PROCEDURAL, open_data, open_references, solar_cells
-from clipsam.embedded.dinov2 import HEADS, asset, embedded_backbone, embedded_segmenter
+from clipsam.data.sources import CELLS, PROCEDURAL, open_data, open_references
+from clipsam.embedded.dinov2 import embedded_model
+from clipsam.evaluation import ALL, Evaluation, Row
+from clipsam.pictures import overlay
 from clipsam.pipeline import ClipSAM, Segmentation
+from clipsam.samples import AnomalyData
 from frugal_shared.checkpoint import write_json
 from frugal_shared.report import Claim, Figure, Report, grid
 from frugal_shared.run import Run
 from frugal_shared.weights import DINOV2_VITS14
 
 REFERENCES = 16  # unlabelled photographs of each type of cell, for the row "memory"
-SHOWN = 3  # defective images of each data set, at equal distances in its own order: not the prettiest ones
+EXAMPLES = 3  # defective images of each data set, at equal distances in its own order: not the prettiest ones
 TILE = 200  # pixels, side of a picture in the report
 LEAD = {
     "dataset": "data set",
@@ -43,9 +46,9 @@ Tiles = list[np.ndarray]
 """Photograph, rough map, SAM's masks and final map of an image, ``(200, 200, 3)`` each."""
 
 
-def demo(config: DemoConfig) -> None:
+def main(config: DemoConfig) -> None:
     """Evaluate, draw, and write rows, results and the report."""
-    model = embedded_model()
+    model = embedded_model().to(dtype=DTYPES[config.dtype])
     with Run(config, "clipsam") as run:
         references = {name: open_references(name, REFERENCES, config.seed) for name in ELPV}
         found = evaluate_all(run, model, data_sets(config), references=references)
@@ -53,17 +56,8 @@ def demo(config: DemoConfig) -> None:
         if run.accelerator.is_main_process:
             plain = [{key: defined(value) for key, value in row.items()} for row in rows if row["category"] == ALL]
             write_json(run.folder / "rows.json", plain)
-            report(model, found, config).write(run.folder)
-        run.finish(flat(rows))
-
-
-def embedded_model() -> ClipSAM:
-    """Return the pipeline of the shipped models.
-
-    Raises:
-        RunError: the ``[demo]`` extra is missing.
-    """
-    return ClipSAM.from_pretrained(asset(HEADS), backbone=embedded_backbone(), segmenter=embedded_segmenter())
+            demo_page(model, found, config).write(run.folder)
+        run.finish(results_of(rows))
 
 
 def data_sets(config: DemoConfig) -> list[AnomalyData]:
@@ -72,7 +66,7 @@ def data_sets(config: DemoConfig) -> list[AnomalyData]:
     return [*(solar_cells(name, config.cells) for name in ELPV), *drawn]
 
 
-def report(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Report:
+def demo_page(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Report:
     """Return the report: what was found in real cells, the table, the paper's claims, curves, and the worst cases."""
     rows = [row for each in found for row in each.rows if row["category"] == ALL]
     page = Report(
@@ -81,7 +75,7 @@ def report(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Repor
     examples = {data.name: examples_of(model, data) for data in data_sets(config)}
     page.figures(lead_figures(examples))
     page.table(
-        [shown(row) for row in rows],
+        [headed(row) for row in rows],
         "elpv: real cells, of which is known whether they are defective. procedural: drawn images of held-out "
         f"categories, cells: painted defects, of both also where. memory: beside {REFERENCES} unlabelled photographs "
         f"of its type, the only row that is not zero-shot; pixel-std: the trivial one. Seed {config.seed}; low, high: "
@@ -110,7 +104,7 @@ def report(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Repor
     return page
 
 
-def shown(row: Row) -> Row:
+def headed(row: Row) -> Row:
     """Return a row under the headings of the report."""
     return {title: row[key] for key, title in LEAD.items()}
 
@@ -157,7 +151,7 @@ def stage_figure(name: str, examples: Sequence[Tiles]) -> Figure:
 def examples_of(model: ClipSAM, data: AnomalyData) -> list[Tiles]:
     """Return what is found in some defective images of a data set."""
     rows = [index for index, entry in enumerate(data.entries) if entry.is_anomalous]
-    chosen = np.linspace(0, len(rows) - 1, min(SHOWN, len(rows))).round().astype(int)
+    chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int)
     samples = [data[rows[place]] for place in chosen]
     found = [one for sample in samples for one in model.segment([sample.image], sample.category)]
     return [tiles(sample.image, one, model.mmr.threshold) for sample, one in zip(samples, found)]

@@ -3,20 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from clipsam.commands.eval_report import flat, report, show, write_rows
+from clipsam.commands.eval_report import eval_page, print_table, results_of, write_rows
 from clipsam.commands.measure import evaluate_all
 from clipsam.commands.models import open_model
-from clipsam.commands.options import STAGES, EvalConfig, Stage
-from clipsam.commands.segment import show_failures
-from clipsam.data.sample import AnomalyData
+from clipsam.commands.options import EvalConfig
+from clipsam.commands.outputs import show_failures
 from clipsam.data.sources import open_data, open_references
+from clipsam.evaluation import STAGES, Stage
 from clipsam.pipeline import ClipSAM
+from clipsam.samples import AnomalyData
 from frugal_shared.checkpoint import write_json
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.run import Run
 
 
-def evaluate(config: EvalConfig) -> None:
+def main(config: EvalConfig) -> None:
     """Evaluate every data set, then write rows, results and report.
 
     Raises:
@@ -37,10 +38,10 @@ def evaluate(config: EvalConfig) -> None:
         if run.accelerator.is_main_process:
             write_rows(run.folder, rows, config)
             write_json(run.folder / "config.json", asdict(config) | {"provenance": model.provenance})
-            report(found, config, model).write(run.folder)
-            show(rows)
+            eval_page(found, config, model).write(run.folder)
+            print_table(rows)
             show_failures(failures)
-        run.finish(flat(rows))
+        run.finish(results_of(rows))
         if failures:
             raise RunError(f"{len(failures)} images could not be used: {'; '.join(failures)}")
 

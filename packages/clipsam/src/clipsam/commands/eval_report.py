@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clipsam.commands.measure import (
+from clipsam.commands.options import EvalConfig
+from clipsam.evaluation import (
     ALL,
     COLUMNS,
     FALSE_ALARM,
@@ -27,13 +28,13 @@ from clipsam.commands.measure import (
     Evaluation,
     Row,
 )
-from clipsam.commands.options import EvalConfig
 from clipsam.pipeline import ClipSAM
 from frugal_shared.checkpoint import write_bytes, write_json
 from frugal_shared.report import Figure, Report
 
 CURVE_POINTS = 300
-UNREPEATED = ("output_dir", "json", "resume", "debug", "tracker", "num_processes", "cpu")
+UNREPEATED = {"output_dir", "json", "resume", "overwrite", "debug", "tracker"}
+UNREPEATED |= {"num_processes", "cpu", "device", "timeout"}
 """Options that change nothing in the figures."""
 
 
@@ -50,7 +51,7 @@ def write_rows(folder: Path, rows: list[Row], config: EvalConfig) -> None:
     write_bytes(folder / "rows.csv", text.getvalue().encode())
 
 
-def flat(rows: list[Row]) -> dict[str, float | None]:
+def results_of(rows: list[Row]) -> dict[str, float | None]:
     """Return the figures of the rows "all" as ``<dataset>_<stage>_<metric>``."""
     keys = (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL)
     overall = [row for row in rows if row["category"] == ALL]
@@ -62,7 +63,7 @@ def defined(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def show(rows: list[Row]) -> None:
+def print_table(rows: list[Row]) -> None:
     """Print the rows "all" as a table; I- stands for image."""
     table = Table(title="means over the categories")
     titles = {"dataset": "data set", "stage": "stage", "auroc": "AUROC", "f1_max": "F1", "ap": "AP", "aupro": "AUPRO"}
@@ -71,18 +72,18 @@ def show(rows: list[Row]) -> None:
         table.add_column(title, justify="left" if key in ("dataset", "stage") else "right")
     for row in rows:
         if row["category"] == ALL:
-            table.add_row(*(shown(row[key]) for key in titles))
+            table.add_row(*(cell(row[key]) for key in titles))
     Console().print(table)
 
 
-def shown(value: float | str) -> str:
+def cell(value: float | str) -> str:
     """Return a value as the printed table has it."""
     if isinstance(value, str):
         return escape(value)
     return "–" if math.isnan(value) else f"{value:.3f}"
 
 
-def report(found: Sequence[Evaluation], config: EvalConfig, model: ClipSAM) -> Report:
+def eval_page(found: Sequence[Evaluation], config: EvalConfig, model: ClipSAM) -> Report:
     """Return the report: curves, the table, every category, the worst cases, and what was trained on what."""
     rows = [row for each in found for row in each.rows]
     page = Report("How well the anomalies are found", ", ".join(each.name for each in found))
@@ -123,7 +124,9 @@ def command(config: EvalConfig) -> str:
 
 def case_figures(found: Evaluation) -> list[Figure]:
     """Return the worst cases as figures."""
-    return [Figure(Image.fromarray(case.picture), case_caption(case)) for case in found.worst]
+    return [
+        Figure(Image.fromarray(case.picture), case_caption(case)) for case in found.worst if case.picture is not None
+    ]
 
 
 def case_caption(case: Case) -> str:

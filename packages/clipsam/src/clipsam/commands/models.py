@@ -3,15 +3,20 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from clipsam.backbone import Backbone
-from clipsam.commands.options import EMBEDDED, NONE, ClipConfig, PipelineConfig, SamConfig
+from clipsam.checkpoint import CONFIG, read_description
+from clipsam.commands.options import EMBEDDED, NONE, ClipConfig, Dtype, PipelineConfig, SamConfig
 from clipsam.embedded.dinov2 import HEADS, IMAGE_SIZE, asset, embedded_backbone, embedded_segmenter
 from clipsam.mmr import MMRConfig
-from clipsam.pipeline import CONFIG, ClipSAM, read_config
-from clipsam.prompts import PromptBank
+from clipsam.pipeline import ClipSAM
+from clipsam.prompt_bank import PromptBank
 from clipsam.sam import SamSegmenter
 from frugal_shared.errors import RunError
+from frugal_shared.hub import hub_errors
 
+DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 USUAL_SIZE = 518  # pixels, of CLIPs that are not embedded: what the field compares at
 
 
@@ -30,7 +35,7 @@ def open_model(config: PipelineConfig) -> ClipSAM:
     folder = asset(HEADS) if config.checkpoint is None else Path(config.checkpoint)
     if not (folder / CONFIG).exists():
         raise RunError(f"checkpoint={str(folder)!r} holds no {CONFIG}; allowed: what `clipsam train` wrote, or none")
-    trained = read_config(folder / CONFIG)
+    trained = read_description(folder)
     backbone = backbone_of(config, size=trained["image_size"], stages=tuple(trained["stages"]))
     model = ClipSAM.from_pretrained(folder, backbone=backbone, segmenter=segmenter, bank=bank)
     model.mmr = mmr_config(config, model.mmr)
@@ -47,12 +52,16 @@ def backbone_of(config: ClipConfig, *, stages: tuple[int, ...], size: int | None
 
     Raises:
         ValueError: an unknown CLIP, or a size or a block that it cannot have.
-        RunError: the embedded one's extra is missing.
+        RunError: the embedded one's extra is missing, or the hub does not give the weights.
     """
     size = config.image_size or size
     if config.clip == EMBEDDED:
-        return embedded_backbone(size or IMAGE_SIZE)
-    return Backbone.from_open_clip(config.clip, config.clip_weights, image_size=size or USUAL_SIZE, stages=stages)
+        backbone = embedded_backbone(size or IMAGE_SIZE)
+    else:
+        options = {"image_size": size or USUAL_SIZE, "stages": stages}
+        with hub_errors("clip_weights", config.clip_weights, "a tag of open_clip's, or a file"):
+            backbone = Backbone.from_open_clip(config.clip, config.clip_weights, **options)
+    return backbone.compute_in(DTYPES[config.dtype])
 
 
 def segmenter_of(config: SamConfig) -> SamSegmenter | None:
@@ -65,9 +74,10 @@ def segmenter_of(config: SamConfig) -> SamSegmenter | None:
     if config.sam == NONE:
         return None
     if config.sam == EMBEDDED:
-        return embedded_segmenter()
-    # SamConfig has checked that the name is one of the published and that it has its weights
-    return SamSegmenter.from_checkpoint(config.sam, config.sam_weights)  # pyright: ignore[reportArgumentType]
+        segmenter = embedded_segmenter()
+    else:  # SamConfig has checked that the name is one of the published and that it has its weights
+        segmenter = SamSegmenter.from_checkpoint(config.sam, config.sam_weights)  # pyright: ignore[reportArgumentType]
+    return segmenter.to(dtype=DTYPES[config.dtype])
 
 
 def mmr_config(config: SamConfig, default: MMRConfig) -> MMRConfig:

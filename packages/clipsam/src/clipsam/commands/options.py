@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional
 
@@ -11,15 +11,23 @@ from frugal_shared.errors import UsageError, check_choice, check_positive, check
 
 EMBEDDED, NONE = "embedded", "none"
 SAMS = (EMBEDDED, NONE, "vit_b", "vit_l", "vit_h")
+# as in the library, which would bring torch along
 Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
+Dtype = Literal["fp32", "bf16", "fp16"]
 MOST_REFERENCES = 1000  # of each category: they stay in memory
-STAGES: tuple[Stage, ...] = ("clip", "umci", "mmr")
-"""What the tables tell apart: CLIP's texts alone, with UMCI, with UMCI and MMR."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipConfig(RunConfig):
+class ModelConfig(RunConfig):
+    """Options of the commands that run models."""
+
+    dtype: Dtype = "fp32"
+    """What the towers, CLIP's and SAM's, compute in; heads, prompts and maps stay in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(ModelConfig):
     """Options of the commands that need a CLIP."""
 
     clip: str = EMBEDDED
@@ -41,7 +49,7 @@ class ClipConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamConfig(RunConfig):
+class SamConfig(ModelConfig):
     """Options of the commands that refine with SAM."""
 
     sam: str = EMBEDDED
@@ -148,6 +156,12 @@ class RecipeConfig(RunConfig):
         super().__post_init__()
         check_positive(self, "images", "val_images", "steps", "batch_size", "learning_rate", "save_every")
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What the embedded models' recipes take."""
+        names = ("images", "val_images", "features", "steps", "batch_size", "learning_rate", "save_every", "seed")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ClipConfig, RecipeConfig):
@@ -208,7 +222,7 @@ class EvalConfig(PipelineConfig):
     """The run folder: rows.json, rows.csv, report.html."""
     data: tuple[str, ...] = ("procedural",)
     """"procedural" (held-out categories), "photographs", "cells", "elpv-mono", "elpv-poly", or folders of data sets."""
-    stages: tuple[Stage, ...] = STAGES
+    stages: tuple[Stage, ...] = ("clip", "umci", "mmr")
     """Which rows: texts alone, with UMCI, with UMCI and MMR."""
     samples: int = 200
     """Images drawn of each data set that is drawn."""
@@ -237,7 +251,7 @@ class EvalConfig(PipelineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig(RunConfig):
+class BenchConfig(ModelConfig):
     """Time the parts: decoding of many prompts, streaming metrics, and every stage of the pipeline."""
 
     output_dir: Path = Path("runs/bench")
@@ -258,7 +272,7 @@ class BenchConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(RunConfig):
+class DemoConfig(ModelConfig):
     """Segment real photographs of solar cells that the embedded models never saw."""
 
     output_dir: Path = Path("runs/clipsam")

@@ -4,24 +4,25 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ImageOps
 
 from clipsam import mmr
 from clipsam.commands.models import mmr_config, segmenter_of
 from clipsam.commands.options import RefineConfig
-from clipsam.commands.segment import conclude, is_done, require_images, unique_names, write_outputs
-from clipsam.data.images import FORMATS, ImageError, read_image
+from clipsam.commands.outputs import conclude, is_done, require_images, unique_names, write_outputs
+from clipsam.data.images import read_image
 from clipsam.pipeline import Segmentation, image_score
-from clipsam.sam import Segmenter
+from clipsam.promptable import Segmenter
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks
+from frugal_shared.images import ImageError, opened
 from frugal_shared.run import Run
 
 WHITE = {"1": 1, "L": 255, "I": 65535, "I;16": 65535, "I;16B": 65535, "I;16L": 65535, "F": 1}
 """Pillow's modes of grey images and what white is in them; "I" is how it opens some 16-bit files."""
 
 
-def refine(config: RefineConfig) -> None:
+def main(config: RefineConfig) -> None:
     """Refine the maps that are not done yet, then write the list.
 
     Raises:
@@ -95,8 +96,7 @@ def read_grey(path: Path) -> NDArray[np.float64]:
     Raises:
         ImageError: it cannot be read, or has colours.
     """
-    read_image(path)  # refuses what is damaged or too large, and says why
-    with Image.open(path, formats=FORMATS) as picture:
+    with opened(path) as picture:
         if picture.mode not in WHITE:
             raise ImageError(f"{path}: a map in mode {picture.mode!r}; allowed: grey")
-        return np.asarray(picture, np.float64) / WHITE[picture.mode]
+        return np.asarray(ImageOps.exif_transpose(picture), np.float64) / WHITE[picture.mode]

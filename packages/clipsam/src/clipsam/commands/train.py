@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from clipsam.backbone import Backbone
 from clipsam.commands.models import backbone_of, prompt_bank
 from clipsam.commands.options import EMBEDDED, TrainConfig
-from clipsam.data.sample import AnomalyData
-from clipsam.data.training import training_data
-from clipsam.embedded.dinov2 import STAGES
-from clipsam.embedded.features import Features, compute_features
+from clipsam.data.features import Features, compute_features
+from clipsam.data.sources import training_data
+from clipsam.embedded.dinov2 import BLOCKS
 from clipsam.embedded.fitting import fit
 from clipsam.losses import STAGE_WEIGHTS, stage_loss
 from clipsam.metrics import PixelMetrics
 from clipsam.pipeline import ClipSAM
-from clipsam.prompts import OBJECT, PromptBank
+from clipsam.prompt_bank import OBJECT, PromptBank
+from clipsam.samples import AnomalyData
 from clipsam.umci import UMCIHead, rough_map
 from frugal_shared.checkpoint import read_json, write_json
 from frugal_shared.errors import UsageError
@@ -37,17 +37,15 @@ GENERIC_SHARE = 0.5  # of the images, whose category is only called "object": it
 BEST = "best"
 VAL_BATCH = 32
 
-Rows = Sequence[int] | NDArray
 
-
-def train(config: TrainConfig) -> None:
+def main(config: TrainConfig) -> None:
     """Train, keep the best checkpoint by validation AP in ``<output_dir>/best``, and write the results.
 
     Raises:
         UsageError: stages, a batch or data that are not possible.
     """
-    if config.clip == EMBEDDED and config.stages != STAGES:
-        raise UsageError(f"stages={config.stages!r} of the embedded CLIP; allowed: {STAGES}")
+    if config.clip == EMBEDDED and config.stages != BLOCKS:
+        raise UsageError(f"stages={config.stages!r} of the embedded CLIP; allowed: {BLOCKS}")
     train_data, val_data = training_data(config.data, config.images, config.val_images, config.seed)
     backbone, bank = backbone_of(config, stages=config.stages), prompt_bank(config) or PromptBank()
     with Run(config, "clipsam") as run:
@@ -69,7 +67,8 @@ def train(config: TrainConfig) -> None:
             patches, language, masks = train_set.batch(rows, generic)
             return stage_loss(head(patches, language), masks, stage_weights(len(config.stages)))
 
-        fit(run, config, head, loss, best.update)
+        course = {"steps": config.steps, "learning_rate": config.learning_rate, "save_every": config.save_every}
+        fit(run, head, loss, best.update, **course)
         parameters = sum(value.numel() for value in head.parameters())
         run.finish({"steps": config.steps, "parameters": parameters, **best.read()})
 

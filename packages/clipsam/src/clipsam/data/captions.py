@@ -5,7 +5,7 @@ The vocabulary is everything these tables can say; :data:`OBJECT_WORDS` alone ha
 
 import numpy as np
 
-from clipsam.data.sample import GOOD
+from clipsam.samples import GOOD
 
 # "surface", "object", ... name every category, so that the class-agnostic prompts are learnt as well
 ANY_TEXTURE = ("surface", "material", "texture", "sheet of material")

@@ -22,8 +22,9 @@ from typing import Literal
 
 import numpy as np
 
-from clipsam.data.images import IMAGE_SUFFIXES, read_image, read_mask
-from clipsam.data.sample import GOOD, UNKNOWN, Entry, Sample
+from clipsam.data.images import read_image, read_mask
+from clipsam.samples import GOOD, UNKNOWN, Entry, Sample
+from frugal_shared.images import IMAGE_SUFFIXES
 
 Split = Literal["train", "test"]
 SPLITS = ("train", "test")
@@ -34,7 +35,7 @@ HELD_BACK = 10
 
 
 @dataclass(frozen=True)
-class Row:
+class Record:
     """One image of a data set on disk."""
 
     category: str
@@ -48,7 +49,7 @@ class Folder:
     """A data set on disk; see :func:`load_folder`."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[Record, ...]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,7 +111,7 @@ def load_folder(
     return Folder(root.resolve().name, tuple(rows))
 
 
-def _rows(path: Path, split: str) -> tuple[Path, list[Row]]:
+def _rows(path: Path, split: str) -> tuple[Path, list[Record]]:
     """Return the data set's folder and its images."""
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
@@ -126,7 +127,7 @@ def _rows(path: Path, split: str) -> tuple[Path, list[Row]]:
     )
 
 
-def _of_categories(root: Path, rows: list[Row], wanted: tuple[str, ...]) -> list[Row]:
+def _of_categories(root: Path, rows: list[Record], wanted: tuple[str, ...]) -> list[Record]:
     known = sorted({row.category for row in rows})
     unknown = [category for category in wanted if category not in known]
     if unknown:
@@ -141,7 +142,7 @@ def _has_table(root: Path) -> bool:
     return (root / "split_csv" / "1cls.csv").is_file()
 
 
-def _read_table(root: Path, split: str) -> list[Row]:
+def _read_table(root: Path, split: str) -> list[Record]:
     path = root / "split_csv" / "1cls.csv"
     fields = ("object", "split", "label", "image", "mask")
     try:
@@ -156,10 +157,10 @@ def _read_table(root: Path, split: str) -> list[Row]:
     return [_listed(root, line["object"], line["label"], line["image"], line["mask"]) for line in lines]
 
 
-def _listed(root: Path, category: str, label: str, image: str, mask: str | None) -> Row:
+def _listed(root: Path, category: str, label: str, image: str, mask: str | None) -> Record:
     """Return the row of an image named in a table, whose paths start at the data set's folder."""
     defect = _defect(label)
-    return Row(category, defect, root / image, root / mask if mask and defect != GOOD else None)
+    return Record(category, defect, root / image, root / mask if mask and defect != GOOD else None)
 
 
 # --- meta.json: {split: {category: [{img_path, mask_path, specie_name, anomaly}]}} ---
@@ -169,7 +170,7 @@ def _has_list(root: Path) -> bool:
     return (root / "meta.json").is_file()
 
 
-def _read_list(root: Path, split: str) -> list[Row]:
+def _read_list(root: Path, split: str) -> list[Record]:
     path = root / "meta.json"
     try:
         listed = json.loads(path.read_text(encoding="utf-8"))
@@ -181,7 +182,7 @@ def _read_list(root: Path, split: str) -> list[Row]:
     return [_item(path, category, item) for category, items in images.items() for item in items]
 
 
-def _item(path: Path, category: str, item: dict) -> Row:
+def _item(path: Path, category: str, item: dict) -> Record:
     _check_fields(path, ("img_path", "anomaly"), item if isinstance(item, dict) else ())
     for field, kinds in (("img_path", str), ("mask_path", str | None), ("specie_name", str | None)):
         if not isinstance(item.get(field), kinds):
@@ -197,19 +198,21 @@ def _raw_categories(root: Path) -> list[Path]:
     return [folder for folder in (root, *_folders(root)) if (folder / "Data" / "Images").is_dir()]
 
 
-def _read_raw(root: Path, split: str) -> list[Row]:
+def _read_raw(root: Path, split: str) -> list[Record]:
     return [row for folder in _raw_categories(root) for row in _raw_category(folder, split)]
 
 
-def _raw_category(folder: Path, split: str) -> list[Row]:
+def _raw_category(folder: Path, split: str) -> list[Record]:
     category, data = folder.resolve().name, folder / "Data"
     normal = _images(data / "Images" / "Normal")
     held_back = normal[::HELD_BACK]
     if split == "train":
-        return [Row(category, GOOD, image, None) for image in normal if image not in held_back]
+        return [Record(category, GOOD, image, None) for image in normal if image not in held_back]
     masks = data / "Masks" / "Anomaly"
-    defective = [Row(category, "anomaly", image, _mask(masks, image)) for image in _images(data / "Images" / "Anomaly")]
-    return [Row(category, GOOD, image, None) for image in held_back] + defective
+    defective = [
+        Record(category, "anomaly", image, _mask(masks, image)) for image in _images(data / "Images" / "Anomaly")
+    ]
+    return [Record(category, GOOD, image, None) for image in held_back] + defective
 
 
 # --- MVTec-AD: <category>/{train/good,test/<defect>,ground_truth/<defect>} ---
@@ -219,7 +222,7 @@ def _mvtec_categories(root: Path) -> list[Path]:
     return [folder for folder in (root, *_folders(root)) if any((folder / split).is_dir() for split in SPLITS)]
 
 
-def _read_mvtec(root: Path, split: str) -> list[Row]:
+def _read_mvtec(root: Path, split: str) -> list[Record]:
     return [
         _mvtec_image(folder, kind.name, image)
         for folder in _mvtec_categories(root)
@@ -228,10 +231,10 @@ def _read_mvtec(root: Path, split: str) -> list[Row]:
     ]
 
 
-def _mvtec_image(folder: Path, kind: str, image: Path) -> Row:
+def _mvtec_image(folder: Path, kind: str, image: Path) -> Record:
     defect = _defect(kind)
     mask = None if defect == GOOD else _mask(folder / "ground_truth" / kind, image)
-    return Row(folder.resolve().name, defect, image, mask)
+    return Record(folder.resolve().name, defect, image, mask)
 
 
 # --- a plain folder ---
@@ -241,16 +244,16 @@ def _has_images(root: Path) -> bool:
     return bool(_images(root)) or any(_images(folder) for folder in _folders(root))
 
 
-def _read_plain(root: Path, split: str) -> list[Row]:
+def _read_plain(root: Path, split: str) -> list[Record]:
     if split == "train":
         raise ValueError(f"{root}: a plain folder has no masks and no split='train'; allowed: test")
     category = root.resolve().name
-    loose = [Row(category, UNKNOWN, image, None) for image in _images(root)]
+    loose = [Record(category, UNKNOWN, image, None) for image in _images(root)]
     sorted_ones = [(_defect(kind.name), image) for kind in _folders(root) for image in _images(kind)]
-    return loose + [Row(category, defect, image, None) for defect, image in sorted_ones]
+    return loose + [Record(category, defect, image, None) for defect, image in sorted_ones]
 
 
-LAYOUTS: tuple[tuple[Callable[[Path], object], Callable[[Path, str], list[Row]]], ...] = (
+LAYOUTS: tuple[tuple[Callable[[Path], object], Callable[[Path, str], list[Record]]], ...] = (
     (_has_table, _read_table),
     (_has_list, _read_list),
     (_raw_categories, _read_raw),

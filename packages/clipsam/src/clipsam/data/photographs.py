@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipsam.data.captions import caption
-from clipsam.data.defects import DEFECTS, paint
-from clipsam.data.sample import GOOD, Entry, Sample
+from clipsam.data.defects import PAINTERS, paint
+from clipsam.samples import GOOD, Entry, Sample
 
 PHOTOGRAPHS: Mapping[str, str] = MappingProxyType(
     {
@@ -134,7 +134,7 @@ class Painted:
         return tuple(self._entry(index) for index in range(self.count))
 
     def _entry(self, index: int) -> Entry:
-        rng, kinds = np.random.default_rng([self.seed, index, 0]), tuple(DEFECTS)
+        rng, kinds = np.random.default_rng([self.seed, index, 0]), tuple(PAINTERS)
         category = self.categories[index % len(self.categories)]
         defect = kinds[rng.integers(len(kinds))] if rng.random() < self.defect_share else GOOD
         return Entry(category, defect, f"{self.name}/{category}/{self.seed}-{index}")

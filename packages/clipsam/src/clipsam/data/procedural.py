@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipsam.data.captions import caption
-from clipsam.data.defects import DEFECTS as PAINTERS
-from clipsam.data.defects import paint
+from clipsam.data.defects import PAINTERS, paint
 from clipsam.data.drawing import Field, coordinates, fractal, noise, pick, pixels, planes, rotated, soften
 from clipsam.data.objects import THINGS
-from clipsam.data.sample import GOOD, Entry, Sample
 from clipsam.data.textures import TEXTURES
+from clipsam.samples import GOOD, Entry, Sample
 
 CATEGORIES: tuple[str, ...] = (*TEXTURES, *THINGS)
 TRAIN_CATEGORIES: tuple[str, ...] = CATEGORIES[::2]

@@ -21,6 +21,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTra
 from torch import Tensor, nn
 
 from clipsam.backbone import Backbone
+from clipsam.pipeline import ClipSAM
 from clipsam.sam import SamSegmenter
 from clipsam.umci import convolution
 from frugal_shared.errors import RunError
@@ -29,7 +30,7 @@ from frugal_shared.weights import DINOV2_VITS14, dinov2_vits14
 ASSETS = "assets"
 CLIP_WEIGHTS, SAM_WEIGHTS, HEADS = "clip.safetensors", "sam.safetensors", "umci"
 
-STAGES = (2, 5, 8, 11)  # the paper's 6, 12, 18, 24 of 24 blocks, here of 12
+BLOCKS = (2, 5, 8, 11)  # whose patch tokens are the stages: the paper's 6, 12, 18, 24 of 24 blocks, here of 12
 NATIVE_SIZE = 518  # pixels that DINOv2's position embedding was trained at
 IMAGE_SIZE = 224
 JOINT_DIM = 192
@@ -58,6 +59,15 @@ class LetterTokenizer:
 
     def _token(self, letter: str) -> int:
         return self.letters.find(letter) + 1 or self.unknown
+
+
+def embedded_model() -> ClipSAM:
+    """Return the pipeline of the shipped models.
+
+    Raises:
+        RunError: the ``[demo]`` extra is missing.
+    """
+    return ClipSAM.from_pretrained(asset(HEADS), backbone=embedded_backbone(), segmenter=embedded_segmenter())
 
 
 def build_clip() -> CustomTextCLIP:
@@ -103,7 +113,7 @@ def embedded_backbone(image_size: int = IMAGE_SIZE, weights: Path | None = None)
 def frozen_backbone(model: CustomTextCLIP, image_size: int = IMAGE_SIZE) -> Backbone:
     """Return the embedded CLIP as a backbone, whatever its text tower has learned."""
     statistics = {"mean": DINOV2_VITS14.mean, "std": DINOV2_VITS14.std}
-    return Backbone(model, LetterTokenizer(), image_size=image_size, stages=STAGES, **statistics)
+    return Backbone(model, LetterTokenizer(), image_size=image_size, stages=BLOCKS, **statistics)
 
 
 class DinoEncoder(nn.Module):
@@ -117,8 +127,8 @@ class DinoEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = dinov2_vits14(IMAGE_SIZE).requires_grad_(False)
-        channels = len(STAGES) * self.trunk.embed_dim
-        self.project = nn.Sequential(nn.GroupNorm(len(STAGES), channels), nn.Conv2d(channels, SAM_WIDTH, 1))
+        channels = len(BLOCKS) * self.trunk.embed_dim
+        self.project = nn.Sequential(nn.GroupNorm(len(BLOCKS), channels), nn.Conv2d(channels, SAM_WIDTH, 1))
         self.stem = nn.Sequential(
             nn.Conv2d(3, 32, 4, stride=4), nn.GELU(), nn.Conv2d(32, 64, 2, stride=2), nn.GELU(), convolution(64, 64)
         )
@@ -126,9 +136,13 @@ class DinoEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embedding ``(B, 128, 32, 32)`` of images ``(B, 3, 256, 256)``, normalised, padded."""
-        small = F.interpolate(images, (IMAGE_SIZE, IMAGE_SIZE), mode="bicubic", antialias=True, align_corners=False)
+        # a CPU does not interpolate in half precision
+        options: Any = {"mode": "bicubic", "antialias": True, "align_corners": False}
+        small = F.interpolate(images.float(), (IMAGE_SIZE, IMAGE_SIZE), **options)
         with torch.no_grad():
-            tokens: Any = self.trunk.forward_intermediates(small, indices=list(STAGES), intermediates_only=True)
+            tokens: Any = self.trunk.forward_intermediates(
+                small.to(images.dtype), indices=list(BLOCKS), intermediates_only=True
+            )
         return self.combine(images, torch.cat(tokens, dim=1))
 
     def combine(self, images: Tensor, tokens: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``clipsam train-sam``: the recipe of the embedded SAM, prompt encoder and mask decoder on a frozen visual tower.
+"""The recipe of the embedded SAM: prompt encoder and mask decoder on a frozen visual tower.
 
 As Segment Anything was trained (arXiv 2304.02643, §3 and appendix A): prompts are made from masks, boxes with jitter
 and points; three masks answer each prompt, and only the best one's loss counts, so that they become levels; a head
@@ -8,6 +8,7 @@ shifted, points of which some miss. What a box asks for is all that is damaged i
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,21 +19,27 @@ from scipy import ndimage
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
-from clipsam.commands.options import TrainSamConfig
+from clipsam.data.features import Features, compute_features
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
-from clipsam.data.sample import AnomalyData
-from clipsam.data.training import VAL_SEED, training_data
-from clipsam.embedded.dinov2 import DinoEncoder, build_clip, build_sam, frozen_backbone, trained_sam_part
-from clipsam.embedded.features import Features, compute_features
+from clipsam.data.sources import PAINTED, PROCEDURAL, VAL_SEED, training_data
+from clipsam.embedded.dinov2 import (
+    SAM_WEIGHTS,
+    DinoEncoder,
+    build_clip,
+    build_sam,
+    frozen_backbone,
+    trained_sam_part,
+)
 from clipsam.embedded.fitting import fit
 from clipsam.metrics import EIGHT_CONNECTED
 from clipsam.mmr import intersection_over_union
-from clipsam.sam import Prompts, SamSegmenter
+from clipsam.promptable import Prompts
+from clipsam.sam import SamSegmenter
+from clipsam.samples import AnomalyData
 from frugal_shared.checkpoint import write_bytes
 from frugal_shared.run import Run
 from frugal_shared.training import share
 
-DATA = ("procedural", "photographs")
 CHECKED = 120  # images of each check, a prompt each
 PROMPTS = 4  # of an image and step
 POINTS = 5  # of a prompt, at most
@@ -42,32 +49,54 @@ LEAST_AREA = 8  # pixels of the smallest region that is asked for
 FOCAL_WEIGHT = 20.0
 
 
-def train(config: TrainSamConfig) -> None:
-    """Train, save ``<output_dir>/sam.safetensors`` in fp16, and write the results."""
-    train_data, val_data = training_data(DATA, config.images, config.val_images, config.seed)
-    with Run(config, "clipsam", unused_parameters=True) as run:  # a batch may hold points alone
-        torch.manual_seed(config.seed)
-        model = Prompted(build_sam()).to(run.accelerator.device)
-        folder = config.features or run.folder / "features"
-        features = compute_features(folder, frozen_backbone(build_clip()), train_data, run, "train")
-        source = Source(train_data, features, model.sam)
-        damaged = np.array([row for row, entry in enumerate(train_data.entries) if entry.is_anomalous])
+def train_sam(
+    run: Run,
+    *,
+    images: int,
+    val_images: int,
+    features: Path | None,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    save_every: int,
+    seed: int,
+) -> dict[str, float]:
+    """Train, and save ``sam.safetensors`` in fp16 in the run's folder.
 
-        def loss(model: nn.Module, step: int) -> Tensor:
-            random = np.random.default_rng([config.seed, step])
-            rows = share(run.accelerator, random.choice(damaged, config.batch_size))
-            images, tokens, asked = source.batch(rows, config.seed, step)
-            logits, scores, targets = model(images, tokens, asked)
-            return mask_loss(logits, scores, targets)
+    Args:
+        run: started with ``unused_parameters``, because a batch may hold points alone.
+        images: how many drawn images to train on.
+        val_images: how many to validate on.
+        features: folder that keeps the tower's features; unset: "features" in the run's.
+        steps: of the optimizer.
+        batch_size: images per step, each with several prompts, on all processes together.
+        learning_rate: peak of the cosine, after the warm-up.
+        save_every: steps between checkpoints.
+        seed: every random number follows from it.
 
-        validated = fit(run, config, model, loss, lambda _: check(model.sam, val_data))
-        halves = {name: value.half().contiguous() for name, value in trained_sam_part(model.sam).items()}
-        if run.accelerator.is_main_process:
-            write_bytes(run.folder / "sam.safetensors", save(halves))
-        unseen = Procedural(2 * CHECKED, HELD_OUT_CATEGORIES, seed=config.seed + VAL_SEED)
-        held_out = {f"held_out_{name}": value for name, value in check(model.sam, unseen).items()}
-        parameters = sum(value.numel() for value in halves.values())
-        run.finish({"steps": config.steps, "parameters": parameters, **validated, **held_out})
+    Returns:
+        What :func:`mean_ious` says of validation images and, as ``held_out_…``, of categories never seen.
+    """
+    train_data, val_data = training_data((PROCEDURAL, PAINTED), images, val_images, seed)
+    torch.manual_seed(seed)
+    model = Prompted(build_sam()).to(run.accelerator.device)
+    tower, folder = frozen_backbone(build_clip()), features or run.folder / "features"
+    source = Source(train_data, compute_features(folder, tower, train_data, run, "train"), model.sam)
+    damaged = np.array([row for row, entry in enumerate(train_data.entries) if entry.is_anomalous])
+
+    def loss(model: nn.Module, step: int) -> Tensor:
+        rows = share(run.accelerator, np.random.default_rng([seed, step]).choice(damaged, batch_size))
+        logits, scores, targets = model(*source.batch(rows, seed, step))
+        return mask_loss(logits, scores, targets)
+
+    course = {"steps": steps, "learning_rate": learning_rate, "save_every": save_every}
+    validated = fit(run, model, loss, lambda _: mean_ious(model.sam, val_data), **course)
+    halves = {name: value.half().contiguous() for name, value in trained_sam_part(model.sam).items()}
+    if run.accelerator.is_main_process:
+        write_bytes(run.folder / SAM_WEIGHTS, save(halves))
+    unseen = Procedural(2 * CHECKED, HELD_OUT_CATEGORIES, seed=seed + VAL_SEED)
+    held_out = {f"held_out_{name}": value for name, value in mean_ious(model.sam, unseen).items()}
+    return {"parameters": sum(value.numel() for value in halves.values()), **validated, **held_out}
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +241,7 @@ def sprinkled(target: NDArray[np.bool_], box: NDArray[np.float32], random: np.ra
 
 
 @torch.no_grad()
-def check(sam: Sam, data: AnomalyData) -> dict[str, float]:
+def mean_ious(sam: Sam, data: AnomalyData) -> dict[str, float]:
     """Return the mean IoU, on damaged images, of what one point, a tight box and a loose one are answered.
 
     Of the three masks the one that the model itself scores highest, as in use; ``_best``: the best one.

@@ -1,4 +1,4 @@
-"""``clipsam train-text``: the recipe of the embedded CLIP's text tower, trained against the frozen visual tower.
+"""The recipe of the embedded CLIP's text tower, trained against the frozen visual tower.
 
 Locked-image tuning (Zhai et al., arXiv 2111.07991) on regions instead of images, because it is regions that the
 anomaly map asks about: a defect, a window of sound surface, the whole image; each with a caption. Two losses::
@@ -11,6 +11,7 @@ anomaly map asks about: a defect, a window of sound surface, the whole image; ea
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,56 +21,71 @@ from open_clip import CustomTextCLIP
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from clipsam.commands.options import TrainTextConfig
 from clipsam.data.captions import DEFECT_WORDS, caption, object_word
+from clipsam.data.features import Features, compute_features
 from clipsam.data.photographs import PHOTOGRAPHS
-from clipsam.data.sample import GOOD, Entry
-from clipsam.data.training import training_data
-from clipsam.embedded.dinov2 import LetterTokenizer, build_clip, frozen_backbone, trained_part
-from clipsam.embedded.features import Features, compute_features
+from clipsam.data.sources import PAINTED, PROCEDURAL, training_data
+from clipsam.embedded.dinov2 import CLIP_WEIGHTS, LetterTokenizer, build_clip, frozen_backbone, trained_part
 from clipsam.embedded.fitting import fit
 from clipsam.metrics import ImageMetrics
 from clipsam.pipeline import TEMPERATURE
-from clipsam.prompts import OBJECT, PromptBank, group_average
+from clipsam.prompt_bank import OBJECT, PromptBank, group_average
+from clipsam.samples import GOOD, Entry
 from frugal_shared.checkpoint import write_bytes
-from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
 
-DATA = ("procedural", "photographs")
 PER_CATEGORY = 8  # regions of one category in a batch: its normal and its damaged ones are the hard negatives
 SENTENCES = 3  # of each state and category in a batch
 LAST = -1  # the stage whose tokens the projection reads
 NONSENSE_SHARE = 0.15  # of names: what nobody has a word for can be damaged, too
 
 
-def train(config: TrainTextConfig) -> None:
-    """Train, save ``<output_dir>/clip.safetensors`` in fp16, and write the results.
+def train_text(
+    run: Run,
+    *,
+    images: int,
+    val_images: int,
+    features: Path | None,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    save_every: int,
+    seed: int,
+) -> dict[str, float]:
+    """Train, and save ``clip.safetensors`` in fp16 in the run's folder.
 
-    Raises:
-        UsageError: several processes, which would each see a part of the batch only.
+    Args:
+        run: of one process; several would each see a part of the contrast only.
+        images: how many drawn images to train on.
+        val_images: how many to validate on.
+        features: folder that keeps the tower's features; unset: "features" in the run's.
+        steps: of the optimizer.
+        batch_size: regions of images per step, each with a caption.
+        learning_rate: peak of the cosine, after the warm-up.
+        save_every: steps between checkpoints.
+        seed: every random number follows from it.
+
+    Returns:
+        What :func:`agreement` says of validation images.
     """
-    if config.num_processes not in (None, 1):
-        raise UsageError(f"num_processes={config.num_processes} would split the contrast; allowed: 1")
-    with Run(config, "clipsam") as run:
-        torch.manual_seed(config.seed)
-        model = build_clip()
-        backbone = frozen_backbone(model)
-        train_data, val_data = training_data(DATA, config.images, config.val_images, config.seed)
-        folder = config.features or run.folder / "features"
-        train_set = Regions(compute_features(folder, backbone, train_data, run, "train"), train_data.entries)
-        val_set = Regions(compute_features(folder, backbone, val_data, run, "val"), val_data.entries)
-        model.requires_grad_(True)
-        model.visual.get_submodule("trunk").requires_grad_(False)
+    torch.manual_seed(seed)
+    model = build_clip()
+    backbone, folder = frozen_backbone(model), features or run.folder / "features"
+    train_data, val_data = training_data((PROCEDURAL, PAINTED), images, val_images, seed)
+    train_set = Regions(compute_features(folder, backbone, train_data, run, "train"), train_data.entries)
+    val_set = Regions(compute_features(folder, backbone, val_data, run, "val"), val_data.entries)
+    model.requires_grad_(True)
+    model.visual.get_submodule("trunk").requires_grad_(False)
 
-        def batch_loss(_: nn.Module, step: int) -> Tensor:
-            return loss(model, train_set, config, step)
+    def batch_loss(_: nn.Module, step: int) -> Tensor:
+        return contrast_loss(model, train_set, batch_size, np.random.default_rng([seed, step]))
 
-        validated = fit(run, config, model, batch_loss, lambda _: check(model, val_set))
-        halves = {name: value.half().contiguous() for name, value in trained_part(model).items()}
-        if run.accelerator.is_main_process:
-            write_bytes(run.folder / "clip.safetensors", save(halves))
-        parameters = sum(value.numel() for value in halves.values())
-        run.finish({"steps": config.steps, "parameters": parameters, **validated})
+    course = {"steps": steps, "learning_rate": learning_rate, "save_every": save_every}
+    validated = fit(run, model, batch_loss, lambda _: agreement(model, val_set), **course)
+    halves = {name: value.half().contiguous() for name, value in trained_part(model).items()}
+    if run.accelerator.is_main_process:
+        write_bytes(run.folder / CLIP_WEIGHTS, save(halves))
+    return {"parameters": sum(value.numel() for value in halves.values()), **validated}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +146,9 @@ def embed_regions(model: CustomTextCLIP, tokens: Tensor, weights: Tensor) -> Ten
     return F.normalize(torch.einsum("bhwd,bhw->bd", patches, weights), dim=-1)
 
 
-def loss(model: CustomTextCLIP, regions: Regions, config: TrainTextConfig, step: int) -> Tensor:
-    """Return the contrast of regions and captions + the contrast of states, of one batch."""
-    random = np.random.default_rng([config.seed, step])
-    drawn = regions.draw(random, config.batch_size)
+def contrast_loss(model: CustomTextCLIP, regions: Regions, count: int, random: np.random.Generator) -> Tensor:
+    """Return the contrast of regions and captions + the contrast of states, of a batch of ``count`` regions."""
+    drawn = regions.draw(random, count)
     weights, defects = zip(*(regions.weights(row, entry, random) for row, entry in drawn))
     tokens = regions.features.stage([row for row, _ in drawn], LAST)
     embedded = embed_regions(model, tokens, torch.from_numpy(np.stack(weights)))
@@ -183,7 +198,7 @@ def states(category: str, random: np.random.Generator) -> list[str]:
 
 
 @torch.no_grad()
-def check(model: CustomTextCLIP, regions: Regions) -> dict[str, float]:
+def agreement(model: CustomTextCLIP, regions: Regions) -> dict[str, float]:
     """Return how well the towers agree on images that were not trained on.
 
     ``state_auroc``: regions scored by the similarity with "abnormal" minus that with "normal" of their category, and

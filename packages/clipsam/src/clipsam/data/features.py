@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipsam.backbone import Backbone
-from clipsam.data.sample import AnomalyData
+from clipsam.samples import AnomalyData
 from frugal_shared.checkpoint import read_json, write_json
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks
@@ -63,11 +63,12 @@ def compute_features(folder: Path, backbone: Backbone, data: AnomalyData, run: R
         name: of these features.
 
     Raises:
-        UsageError: the folder holds features of other images or of another tower.
+        UsageError: the folder holds features of other images, of another tower, or in another number format.
     """
     accelerator = run.accelerator
     side, grid = backbone.image_size, backbone.image_size // backbone.patch
     key = {"data": digest(data), "tower": tower_hash(backbone), "stages": list(backbone.stages), "size": side}
+    key["dtype"] = str(backbone.dtype).removeprefix("torch.")
     shapes = {
         "tokens": ((len(data), len(backbone.stages), backbone.width, grid, grid), np.float16),
         "masks": ((len(data), side, side), np.uint8),
@@ -113,7 +114,7 @@ def claim(folder: Path, name: str, key: dict[str, Any], shapes: dict[str, tuple[
     """Make empty files, unless they are there and of the same key."""
     path = folder / f"{name}.json"
     if path.exists():
-        found = read_json(path)
+        found = {"dtype": "float32"} | read_json(path)  # of before there was a choice
         differing = [field for field in key if found.get(field) != key[field]]
         if differing:
             raise UsageError(f"{str(folder)!r} holds features of another {differing[0]}; allowed: another folder")

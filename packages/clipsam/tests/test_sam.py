@@ -1,5 +1,6 @@
 """Segment Anything behind the protocol: the masks of its own predictor, and coordinates that come back."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import torch
 from segment_anything import SamPredictor
 
-from clipsam.sam import Embedding, Prompts, SamSegmenter
+from clipsam.promptable import Embedding, Prompts
+from clipsam.sam import SamSegmenter
 
 
 def photograph(height=50, width=80, seed=0):
@@ -143,6 +145,17 @@ def test_an_embedding_says_where_the_image_lies(segmenter):
     embedding = segmenter.embed(photograph(50, 80))
     assert isinstance(embedding, Embedding)
     assert embedding.image_size == (50, 80) and embedding.input_size == (60, 96)
+
+
+def test_an_encoder_in_half_precision_embeds_in_float32(sam):
+    single, half = SamSegmenter(sam), SamSegmenter(copy.deepcopy(sam))
+    single_features = single.embed(photograph()).features
+    half.embed(photograph())  # kept, and forgotten by the next line
+    features = half.to(dtype=torch.bfloat16).embed(photograph()).features
+    assert features.dtype == torch.float32 and not torch.equal(features, single_features)
+    assert torch.cosine_similarity(features.flatten(), single_features.flatten(), dim=0) > 0.999
+    logits, _ = half.decode(half.embed(photograph()), Prompts(boxes=boxes(2)))
+    assert logits.dtype == torch.float32
 
 
 def test_an_image_of_one_row_is_embedded(sam):

@@ -1,3 +1,5 @@
+import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,9 +7,10 @@ import pytest
 import torch
 
 from clipsam.commands.options import TrainConfig
+from clipsam.data.derived import Joined, Subset
+from clipsam.data.features import compute_features
 from clipsam.data.procedural import HELD_OUT_CATEGORIES, Procedural
-from clipsam.data.training import Joined, Subset, training_data
-from clipsam.embedded.features import compute_features
+from clipsam.data.sources import training_data
 from frugal_shared.errors import UsageError
 from frugal_shared.run import Run
 
@@ -40,6 +43,19 @@ def test_what_is_there_is_not_computed_again(run, tmp_path, backbones, monkeypat
     again = compute_features(tmp_path, backbones["timm"], DATA, run, "train")
     assert seen == [4]
     np.testing.assert_array_equal(again.tokens, tokens)
+
+
+def test_features_of_another_number_format_are_refused(run, tmp_path, backbones):
+    backbone = copy.deepcopy(backbones["timm"]).compute_in(torch.bfloat16)
+    few = Procedural(2, size=48, seed=5)
+    compute_features(tmp_path, backbone, few, run, "half")
+    with pytest.raises(UsageError, match="features of another"):
+        compute_features(tmp_path, backbones["timm"], few, run, "half")
+    compute_features(tmp_path, backbones["timm"], few, run, "old")
+    key = json.loads((tmp_path / "old.json").read_text())
+    assert key.pop("dtype") == "float32"
+    (tmp_path / "old.json").write_text(json.dumps(key))  # as it was written before there was a choice
+    compute_features(tmp_path, backbones["timm"], few, run, "old")
 
 
 @pytest.mark.parametrize("changed", ["data", "tower"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipsam.prompts import OBJECT, PromptBank, group_average
+from clipsam.prompt_bank import OBJECT, PromptBank, group_average
 
 
 def test_every_state_meets_every_template():

@@ -1,4 +1,4 @@
-"""The command ``eval``: figures that equal the metrics', what is refused, and what is written."""
+"""Evaluation, and the command ``eval``: figures that equal the metrics', what is refused, and what is written."""
 
 import csv
 import json
@@ -10,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from clipsam.commands import measure as measuring
-from clipsam.commands.eval import evaluate
+from clipsam.commands import eval as evaluating
 from clipsam.commands.eval_report import command
-from clipsam.commands.measure import (
+from clipsam.commands.measure import PIXEL_STD, deviation, thumbnail
+from clipsam.commands.options import EvalConfig
+from clipsam.data.cells import solar_cells
+from clipsam.data.sources import open_references
+from clipsam.evaluation import (
     ALL,
     COLUMNS,
     FALSE_ALARM,
@@ -22,22 +25,21 @@ from clipsam.commands.measure import (
     MEMORY,
     MISSED,
     PIXEL_COLUMNS,
-    PIXEL_STD,
+    WORST,
     Tally,
+    UnusableReference,
     batches_of,
-    evaluate_data,
+    evaluate,
     mean_row,
 )
-from clipsam.commands.options import EvalConfig
-from clipsam.data.images import ImageError
-from clipsam.data.sample import GOOD, Entry, Sample
-from clipsam.data.sources import open_references, solar_cells
 from clipsam.metrics import ImageMetrics, PixelMetrics
 from clipsam.mmr import MMRConfig
 from clipsam.pipeline import ClipSAM, image_score
 from clipsam.sam import SamSegmenter
+from clipsam.samples import GOOD, Entry, Sample
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.images import ImageError
 
 DAMAGED = "damaged"
 
@@ -99,7 +101,7 @@ def row_of(rows, stage, category=ALL):
 
 def test_figures_are_those_of_the_metrics(model):
     data = Made()
-    found = evaluate_data(model, data, batch_size=3, fpr_limit=0.2)
+    found = evaluate(model, data, batch_size=3, fpr_limit=0.2)
     assert [(row["stage"], row["category"]) for row in found.rows] == [
         (stage, category) for stage in ("clip", "umci", "mmr") for category in ("bolt", "nut", ALL)
     ]
@@ -125,7 +127,7 @@ def test_figures_are_those_of_the_metrics(model):
 
 
 def test_all_is_the_mean_of_the_categories(model):
-    rows = evaluate_data(model, Made(), ("umci",)).rows
+    rows = evaluate(model, Made(), ("umci",)).rows
     bolt, nut, whole = rows
     for key in (*PIXEL_COLUMNS, "image_auroc"):
         assert whole[key] == pytest.approx((bolt[key] + nut[key]) / 2)
@@ -146,11 +148,12 @@ def test_the_interval_of_a_mean_shrinks_with_the_number_of_categories():
 def test_two_processes_measure_what_one_does(model):
     data, stages = Made(), ("umci", "mmr")
     batches = batches_of(data, 3)
-    one = evaluate_data(model, data, stages, batch_size=3)
+    one = evaluate(model, data, stages, batch_size=3, picture=thumbnail)
     for order in ((0, 1), (1, 0)):
         tallies = [Tally(0.3), Tally(0.3)]
         for number, batch in enumerate(batches):
-            tallies[number % 2].take(model, data, stages, batch)
+            tally = tallies[number % 2]
+            tally.take(model, tally.readable(data, batch), stages, picture=thumbnail)
         first, second = (tallies[rank] for rank in order)
         first.merge(second)
         two = first.evaluation(data)
@@ -167,7 +170,7 @@ def test_batches_hold_one_category_each():
 
 
 def test_without_masks_there_are_image_metrics_only(model):
-    found = evaluate_data(model, Made(masks=False), ("umci",))
+    found = evaluate(model, Made(masks=False), ("umci",))
     row = row_of(found.rows, "umci")
     assert all(math.isnan(row[key]) for key in PIXEL_COLUMNS) and 0 <= row["image_auroc"] <= 1
     assert found.curves == {} and {case.kind for case in found.worst} == {MISSED, FALSE_ALARM}
@@ -175,7 +178,7 @@ def test_without_masks_there_are_image_metrics_only(model):
 
 def test_image_metrics_need_both_kinds_of_images(model):
     kinds = (("bolt", "bent"), ("bolt", "bent"), ("nut", GOOD), ("nut", "cut"))
-    rows = evaluate_data(model, Made(kinds=kinds), ("umci",)).rows
+    rows = evaluate(model, Made(kinds=kinds), ("umci",)).rows
     bolt, nut, whole = rows
     for key in IMAGE_COLUMNS:
         assert math.isnan(bolt[key]) and whole[key] == nut[key]
@@ -183,17 +186,33 @@ def test_image_metrics_need_both_kinds_of_images(model):
 
 
 def test_the_worst_come_first(model):
-    found = evaluate_data(model, Made(kinds=Made.kinds * 2), ("umci",))
+    found = evaluate(model, Made(kinds=Made.kinds * 2), ("umci",), picture=thumbnail)
     for kind in (MISSED, FALSE_ALARM):
         badness = [case.badness for case in found.worst if case.kind == kind]
-        assert badness == sorted(badness, reverse=True) and len(badness) == measuring.SHOWN
+        assert badness == sorted(badness, reverse=True) and len(badness) == WORST
     assert all(case.picture.shape == (160, 320, 3) for case in found.worst)
     assert all(case.entry.is_anomalous == (case.kind == MISSED) for case in found.worst)
 
 
+def test_what_the_data_cannot_give_is_left_out_and_a_reference_must_be_given(model):
+    class Torn(Made):
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError("2.png is torn")
+            return super().__getitem__(index)
+
+    found = evaluate(model, Torn(), ("umci",), references=Made())
+    assert found.failures == ["2.png is torn"] and row_of(found.rows, "umci")["images"] == 15
+    assert found.worst[0].picture is None and not math.isnan(row_of(found.rows, MEMORY)["image_auroc"])
+    with pytest.raises(UnusableReference, match=r"a reference cannot be used: 2\.png is torn"):
+        evaluate(model, Made(), ("umci",), references=Torn())
+    with pytest.raises(OSError, match="torn"):
+        evaluate(model, Torn(), ("umci",), unreadable=())
+
+
 def test_solar_cells_get_a_trivial_row(model):
     data = solar_cells("elpv-mono", limit=4)
-    found = evaluate_data(model, data, ("umci",))
+    found = evaluate(model, data, ("umci",), baselines={PIXEL_STD: deviation})
     row = row_of(found.rows, PIXEL_STD)
     deviations = [float(data[index].image.std()) for index in range(8)]
     expected = np.mean([bad > good for bad in deviations[4:] for good in deviations[:4]])
@@ -218,7 +237,7 @@ def folder_of_images(root):
 def test_the_command_writes_everything(tmp_path, model, capsys):
     folder, json_file = folder_of_images(tmp_path / "parts"), tmp_path / "extra.json"
     config = EvalConfig(data=(str(folder), "procedural"), samples=4, output_dir=tmp_path / "out", json=json_file)
-    evaluate(config)
+    evaluating.main(config)
     out = config.output_dir
     rows = json.loads((out / "rows.json").read_text())
     assert rows == json.loads(json_file.read_text()) and all(tuple(row) == COLUMNS for row in rows)
@@ -245,7 +264,7 @@ def test_what_cannot_be_read_is_left_out_and_named(tmp_path, capsys):
     Image.new("L", (5, 5)).save(folder / "nut" / "ground_truth" / "cut" / "003_mask.png")
     config = EvalConfig(data=(str(folder),), stages=("umci",), output_dir=tmp_path / "out")
     with pytest.raises(RunError, match=r"2 images .*003_mask\.png.*002\.png"):
-        evaluate(config)
+        evaluating.main(config)
     rows = json.loads((config.output_dir / "rows.json").read_text())
     assert row_of(rows, "umci", "nut")["images"] == 6 and row_of(rows, "umci", "bolt")["images"] == 8
     assert (config.output_dir / "report.html").exists() and capsys.readouterr().out.count("failed") == 2
@@ -256,49 +275,49 @@ def test_nothing_readable_is_told_too(tmp_path, monkeypatch):
     monkeypatch.setattr("clipsam.commands.eval.open_data", lambda *given: data)
     config = EvalConfig(data=("made",), output_dir=tmp_path / "out")
     with pytest.raises(RunError, match="1 images"):
-        evaluate(config)
+        evaluating.main(config)
     assert json.loads((config.output_dir / "rows.json").read_text()) == []
 
 
 def test_zero_shot_is_refused_on_what_was_trained_on(tmp_path, model):
     config = EvalConfig(data=("photographs",), samples=4, zero_shot=True, output_dir=tmp_path / "out")
     with pytest.raises(UsageError, match=r"'photographs' is not zero-shot.*trained on photographs; allowed"):
-        evaluate(config)
+        evaluating.main(config)
     assert not config.output_dir.exists()
 
 
 def test_zero_shot_on_something_else_says_so(tmp_path, model, monkeypatch):
     monkeypatch.setattr(model, "provenance", {"data": ["procedural/train-categories"]})
     config = EvalConfig(samples=2, stages=("umci",), zero_shot=True, output_dir=tmp_path / "out")
-    evaluate(config)
+    evaluating.main(config)
     assert "Zero-shot" in (config.output_dir / "report.html").read_text()
     monkeypatch.setattr(model, "provenance", {"data": ["procedural"]})
     with pytest.raises(UsageError, match="trained on procedural"):
-        evaluate(EvalConfig(samples=2, zero_shot=True, output_dir=tmp_path / "other"))
+        evaluating.main(EvalConfig(samples=2, zero_shot=True, output_dir=tmp_path / "other"))
 
 
 def test_a_data_set_twice_is_refused(tmp_path):
     with pytest.raises(UsageError, match="'procedural' twice"):
-        evaluate(EvalConfig(data=("procedural", "procedural"), samples=2, output_dir=tmp_path))
+        evaluating.main(EvalConfig(data=("procedural", "procedural"), samples=2, output_dir=tmp_path))
 
 
 def test_stages_that_the_pipeline_lacks_are_left_out(tmp_path, model, backbones, monkeypatch):
     monkeypatch.setattr("clipsam.commands.eval.open_model", lambda config: ClipSAM(backbones["timm"]))
     config = EvalConfig(samples=2, output_dir=tmp_path / "out")
-    evaluate(config)
+    evaluating.main(config)
     assert {row["stage"] for row in json.loads((tmp_path / "out" / "rows.json").read_text())} == {"clip"}
     with pytest.raises(UsageError, match=r"stages=\('mmr',\).*allowed: clip$"):
-        evaluate(EvalConfig(stages=("mmr",), output_dir=tmp_path / "other"))
+        evaluating.main(EvalConfig(stages=("mmr",), output_dir=tmp_path / "other"))
 
 
 def test_without_heads_sam_refines_the_map_from_texts(tmp_path, model, backbones, monkeypatch):
     texts = ClipSAM(backbones["timm"], segmenter=model.segmenter)
     monkeypatch.setattr("clipsam.commands.eval.open_model", lambda config: texts)
-    evaluate(EvalConfig(samples=2, output_dir=tmp_path / "out"))
+    evaluating.main(EvalConfig(samples=2, output_dir=tmp_path / "out"))
     rows = json.loads((tmp_path / "out" / "rows.json").read_text())
     assert {row["stage"] for row in rows} == {"clip", "mmr"}
     with pytest.raises(UsageError, match="references=4 need heads"):
-        evaluate(EvalConfig(samples=2, references=4, output_dir=tmp_path / "other"))
+        evaluating.main(EvalConfig(samples=2, references=4, output_dir=tmp_path / "other"))
 
 
 def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, model):
@@ -310,7 +329,7 @@ def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, mod
     found = {}
     for count in (0, 2):
         out = tmp_path / f"out{count}"
-        evaluate(EvalConfig(data=(str(folder),), references=count, output_dir=out, batch_size=3))
+        evaluating.main(EvalConfig(data=(str(folder),), references=count, output_dir=out, batch_size=3))
         found[count] = json.loads((out / "rows.json").read_text())
     assert [row for row in found[2] if row["stage"] != MEMORY] == found[0]
     drawn = open_references(str(folder), 2, 0)
@@ -323,14 +342,14 @@ def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, mod
     row = row_of(found[2], MEMORY, "bolt")
     assert row["image_auroc"] == pytest.approx(scores.compute()["image_auroc"]) and row["ap"] is None
     with pytest.raises(UsageError, match=r"references=4 of 'bolt' in parts; allowed: 0 to 3"):
-        evaluate(EvalConfig(data=(str(folder),), references=4, output_dir=tmp_path / "out4"))
+        evaluating.main(EvalConfig(data=(str(folder),), references=4, output_dir=tmp_path / "out4"))
     (folder / "nut" / "train").rename(folder / "nut" / "elsewhere")
     with pytest.raises(UsageError, match="references=2: the train split of parts lacks 'nut'"):
-        evaluate(EvalConfig(data=(str(folder),), references=2, output_dir=tmp_path / "out4"))
+        evaluating.main(EvalConfig(data=(str(folder),), references=2, output_dir=tmp_path / "out4"))
     (folder / "nut" / "elsewhere").rename(folder / "nut" / "train")
     (folder / "bolt" / "train" / "good" / "0.png").write_bytes(b"")
     with pytest.raises(RunError, match=r"a reference cannot be used: .*0\.png"):
-        evaluate(EvalConfig(data=(str(folder),), references=3, output_dir=tmp_path / "out3"))
+        evaluating.main(EvalConfig(data=(str(folder),), references=3, output_dir=tmp_path / "out3"))
 
 
 def test_with_references_nothing_is_zero_shot(tmp_path):

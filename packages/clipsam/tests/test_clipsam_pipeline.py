@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from clipsam.checkpoint import CONFIG, WEIGHTS
 from clipsam.mmr import MMRConfig
-from clipsam.pipeline import CONFIG, WEIGHTS, ClipSAM, image_score, window_probability
-from clipsam.prompts import PromptBank
+from clipsam.pipeline import ClipSAM, image_score, window_probability
+from clipsam.prompt_bank import PromptBank
 from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead
 

@@ -1,0 +1,140 @@
+"""What ``clipsam segment`` and ``clipsam refine`` write.
+
+Of an image ``<name>`` the run folder holds ``<name>_map.png`` (16-bit grey, white is 1), ``<name>_mask.png`` (white
+where the map exceeds the threshold), ``<name>_overlay.png`` (heat, outline of the mask, boxes) and
+``<name>_found.json``. ``segmentations.json`` lists what was found in the order of the command line; an image that
+could not be read is listed with its "error" and does not stop the others.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+
+from clipsam.commands.options import RefineConfig, SegmentConfig
+from clipsam.pictures import overlay
+from clipsam.pipeline import Segmentation
+from frugal_shared.checkpoint import read_json, write_bytes, write_json
+from frugal_shared.errors import RunError, UsageError
+from frugal_shared.run import Run
+
+OUTPUTS = ("map.png", "mask.png", "overlay.png", "found.json")
+
+Failures = dict[int, str]
+"""Number of an image on the command line -> why it could not be done."""
+
+
+def require_images(images: Sequence[Path]) -> None:
+    """Refuse a command line without images.
+
+    Not the options' own check, which runs before an unknown option is noticed and would blame the wrong thing.
+    """
+    if not images:
+        raise UsageError("images=() is empty; allowed: one image file or more")
+
+
+def unique_names(paths: Iterable[Path]) -> list[str]:
+    """Return a name for every file: its stem, with a number where another one, whatever its case, came before."""
+    names, taken = [], set()
+    seen: Counter[str] = Counter()
+    for path in paths:
+        name = path.stem
+        while name.lower() in taken:
+            seen[path.stem] += 1
+            name = f"{path.stem}-{seen[path.stem] + 1}"
+        taken.add(name.lower())
+        names.append(name)
+    return names
+
+
+def output(folder: Path, name: str, kind: str) -> Path:
+    """Return one of an image's :data:`OUTPUTS`."""
+    return folder / f"{name}_{kind}"
+
+
+def is_done(folder: Path, name: str) -> bool:
+    """Return whether all outputs of an image are there."""
+    return all(output(folder, name, kind).exists() for kind in OUTPUTS)
+
+
+def write_outputs(
+    folder: Path,
+    name: str,
+    record: dict[str, Any],
+    image: NDArray[np.uint8],
+    found: Segmentation,
+    threshold: float,
+) -> None:
+    """Write map, mask, overlay and, last, the record of one image, each atomically.
+
+    Args:
+        folder: the run's.
+        name: of the outputs.
+        record: what is known of the image, "image" and "category"; what was found is added.
+        image: ``(H, W, 3)`` uint8.
+        found: what was found in it.
+        threshold: on the map, above which a pixel belongs to the mask.
+    """
+    mask = found.anomaly_map > threshold
+    pictures = {
+        "map": Image.fromarray(np.rint(found.anomaly_map.astype(np.float64) * 65535).astype(np.uint16)),
+        "mask": Image.fromarray(np.where(mask, 255, 0).astype(np.uint8)),
+        "overlay": overlay(image, found.anomaly_map, mask, found.boxes),
+    }
+    for kind, picture in pictures.items():
+        write_bytes(output(folder, name, f"{kind}.png"), png(picture))
+    record = record | {
+        "score": found.score,
+        "threshold": threshold,
+        "boxes": found.boxes.tolist(),
+        "mask_scores": found.mask_scores.tolist(),
+        **{kind: output(folder, name, f"{kind}.png").name for kind in pictures},
+    }
+    write_json(output(folder, name, "found.json"), record)
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
+    buffer = BytesIO()
+    picture.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures) -> None:
+    """Write the list of everything found on all processes, and tell what failed.
+
+    Raises:
+        RunError: something failed.
+    """
+    everybody = dict(gather_object(list(failures.items())))  # and waits for everybody
+    if run.accelerator.is_main_process:
+        names = unique_names(config.images)
+        records = [
+            {"image": str(path), "category": getattr(config, "category", None), "error": everybody[index]}
+            if index in everybody
+            else read_json(output(config.output_dir, names[index], "found.json"))
+            for index, path in enumerate(config.images)
+        ]
+        write_json(run.folder / "segmentations.json", records)
+    run.finish({"images": len(config.images), "failures": len(everybody)})
+    if everybody:
+        reasons = [everybody[index] for index in sorted(everybody)]
+        if run.accelerator.is_main_process:
+            show_failures(reasons)
+        raise RunError(f"{len(everybody)} of {len(config.images)} images could not be used: {'; '.join(reasons)}")
+
+
+def show_failures(reasons: Iterable[str]) -> None:
+    """Print a line for everything that failed."""
+    for reason in reasons:
+        # a file's name may hold anything, also what moves the terminal's cursor, and what is no text
+        visible = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in reason)
+        Console(soft_wrap=True).print(f"[red]failed[/red] {escape(visible)}")

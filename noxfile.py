@@ -299,6 +299,15 @@ def check_readme(session: nox.Session, package: str) -> None:
 
 
 @nox.session
+def gpu(session: nox.Session) -> None:
+    """Test and measure on CUDA GPUs, for 8 minutes at most, into docs/results/gpu-<name>.json."""
+    if shutil.which("nvidia-smi") is None and not session.posargs:
+        session.skip("there is no CUDA GPU")
+    sync(session, "all", *EVERYTHING)
+    run(session, "python", "benchmarks/gpu.py", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure docs/results/*.json anew, or those named after `--`, and docs/results.md from them; hours on 2 cores."""
     allowed = [*COMMANDS, "help", *MEASUREMENTS]

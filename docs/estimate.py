@@ -1,8 +1,8 @@
 """Count what the full-scale recipes of the guides compute, and write docs/estimates.json: ``python docs/estimate.py``.
 
 Nothing is run: models are built on the meta device, and operations counted by torch's counter and by the packages' own
-tools (``partial_finetune.cost``, ``bdp_nas.ledger``, ``delta_dit.delta_plan``). Hours are operations ÷ an assumed throughput,
-so that they are estimates; none was measured. It takes two minutes and needs no weights.
+tools (``partial_finetune.cost``, ``bdp_nas.ledger``, ``delta_dit.delta_plan``). Hours are operations ÷ an assumed
+throughput, so that they are estimates; none was measured. It takes two minutes and needs no weights.
 """
 
 import json

@@ -75,7 +75,7 @@ def demo_page(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Re
     examples = {data.name: examples_of(model, data) for data in data_sets(config)}
     page.figures(lead_figures(examples))
     page.table(
-        [headed(row) for row in rows],
+        [report_row(row) for row in rows],
         "elpv: real cells, of which is known whether they are defective. procedural: drawn images of held-out "
         f"categories, cells: painted defects, of both also where. memory: beside {REFERENCES} unlabelled photographs "
         f"of its type, the only row that is not zero-shot; pixel-std: the trivial one. Seed {config.seed}; low, high: "
@@ -104,7 +104,7 @@ def demo_page(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Re
     return page
 
 
-def headed(row: Row) -> Row:
+def report_row(row: Row) -> Row:
     """Return a row under the headings of the report."""
     return {title: row[key] for key, title in LEAD.items()}
 

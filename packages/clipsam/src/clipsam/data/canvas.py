@@ -67,7 +67,7 @@ def blob(canvas: Canvas, rng: np.random.Generator, centre: NDArray, radius: floa
     return polygon(canvas.shape, centre + np.stack(rotated(x, y, rng.uniform(0, np.pi)), axis=1))
 
 
-def region(canvas: Canvas, rng: np.random.Generator, centre: NDArray, radius: float) -> Field:
+def facet(canvas: Canvas, rng: np.random.Generator, centre: NDArray, radius: float) -> Field:
     """Return the cover of a part with straight edges: a rectangle (upright or turned) or a polygon."""
     if rng.random() < 0.6:
         stretch = np.sqrt(log_uniform(rng, 1, 6))

@@ -15,10 +15,10 @@ from clipsam.data.canvas import (
     behind,
     blob,
     brightness,
+    facet,
     moved_to,
     on_edge,
     opaque,
-    region,
     some_change,
     some_radius,
     some_tint,
@@ -192,7 +192,7 @@ def stain(canvas: Canvas, rng: np.random.Generator) -> Proposal:
 def dark_region(canvas: Canvas, rng: np.random.Generator) -> Proposal:
     """A part with straight or blurred edges that is darker than the rest and keeps its structure."""
     centre, radius = somewhere(canvas, rng), some_radius(canvas, rng, 0.006, 0.25)
-    shape = region if rng.random() < 0.6 else blob
+    shape = facet if rng.random() < 0.6 else blob
     cover = soften(shape(canvas, rng, centre, radius), pick(rng, 0, 1, 4, 12))
     remains = log_uniform(rng, 0.15, 0.75)
     uneven = np.clip(remains * (1 + 0.15 * noise(rng, canvas.shape, 6)), 0, 1)
@@ -222,7 +222,7 @@ def dent(canvas: Canvas, rng: np.random.Generator) -> Proposal:
 def cut_paste(canvas: Canvas, rng: np.random.Generator) -> Proposal:
     """A piece of the same picture, turned and lighter or darker, at a wrong place."""
     centre, radius = somewhere(canvas, rng), some_radius(canvas, rng, 0.006, 0.12)
-    shape = region if rng.random() < 0.7 else blob
+    shape = facet if rng.random() < 0.7 else blob
     cover = shape(canvas, rng, centre, radius)
     source = canvas.image[:, :: pick(rng, -1, 1), :: pick(rng, -1, 1)]
     if canvas.shape[0] == canvas.shape[1] and rng.random() < 0.5:
@@ -246,7 +246,7 @@ def missing_part(canvas: Canvas, rng: np.random.Generator) -> Proposal:
     """A piece that is gone, at the object's outline or across it."""
     place = on_edge if rng.random() < 0.7 else somewhere
     centre, radius = place(canvas, rng), some_radius(canvas, rng, 0.02, 0.25)
-    cover = region(canvas, rng, centre, radius)
+    cover = facet(canvas, rng, centre, radius)
     return behind(canvas, cover, rng), cover
 
 
@@ -264,7 +264,7 @@ def colour_spot(canvas: Canvas, rng: np.random.Generator) -> Proposal:
 def broken_line(canvas: Canvas, rng: np.random.Generator) -> Proposal:
     """A strip where the structure is interrupted: filled with the darkest or lightest tone around it."""
     centre, radius = somewhere(canvas, rng), some_radius(canvas, rng, 0.003, 0.06)
-    cover = soften(region(canvas, rng, centre, radius))
+    cover = soften(facet(canvas, rng, centre, radius))
     around = canvas.image[:, (cover > 0) & canvas.on_object]
     tone = np.percentile(around, pick(rng, 4, 96), axis=1).astype(np.float32)[:, None, None]
     return tone + 4 * noise(rng, canvas.shape, 30), cover
@@ -279,7 +279,7 @@ def thread(canvas: Canvas, rng: np.random.Generator) -> Proposal:
         cover = strokes(canvas.shape, [(moved_to(path, centre), some_width(canvas, rng, 1.2, 3.5))])
     else:
         spots = centre + rng.normal(0, 0.08 * canvas.extent, (rng.integers(2, 7), 2))
-        cover = np.max([region(canvas, rng, spot, some_radius(canvas, rng, 0.0005, 0.004)) for spot in spots], axis=0)
+        cover = np.max([facet(canvas, rng, spot, some_radius(canvas, rng, 0.0005, 0.004)) for spot in spots], axis=0)
     return opaque(canvas, cover, rng, 0.5, tint=0.5), cover
 
 
@@ -297,7 +297,7 @@ def misprint(canvas: Canvas, rng: np.random.Generator) -> Proposal:
     """The picture printed twice with an offset, or strokes of a wrong imprint."""
     centre, radius = somewhere(canvas, rng), some_radius(canvas, rng, 0.01, 0.15)
     if rng.random() < 0.4:
-        cover = region(canvas, rng, centre, radius)
+        cover = facet(canvas, rng, centre, radius)
         angle, reach = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.06) * min(canvas.shape)
         ghost = np.roll(canvas.image, (round(reach * np.sin(angle)), round(reach * np.cos(angle))), (1, 2))
         return np.float32(0.4) * canvas.image + np.float32(0.6) * ghost, cover

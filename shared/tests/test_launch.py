@@ -10,7 +10,7 @@ from frugal_shared.config import ProcessConfig
 from frugal_shared.launch import _worker_error, launch
 
 WORKER = '''
-import atexit, json, os, sys, time
+import atexit, json, os, signal, sys, time
 from dataclasses import dataclass
 from frugal_shared.cli import run_cli
 from frugal_shared.config import RunConfig
@@ -36,6 +36,7 @@ def work(config):
         (run.folder / f"worker-{run.accelerator.process_index}").write_text(json.dumps(dict(os.environ)))
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     if "PRETEND_GPUS" in os.environ and "RANK" not in os.environ:  # to the process that starts the workers
         import torch
         torch.cuda.device_count = lambda: int(os.environ["PRETEND_GPUS"])

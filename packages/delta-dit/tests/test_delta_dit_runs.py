@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from delta_dit.commands.cli import main
-from delta_dit.commands.methods import to_bytes
 from delta_dit.commands.models import load_sampler
+from delta_dit.commands.pictures import to_bytes
 from delta_dit.delta_plan import paper
 from delta_dit.embedded.judge import load_judge
 from delta_dit.embedded.pixel import embedded_folder

@@ -57,15 +57,15 @@ def main(config: AnalyzeConfig) -> None:
         maps = {key: np.full((len(ranges), steps), np.nan) for key in HEAT_MAPS if judge is not None or "error" in key}
         for row, blocks_reused in enumerate(ranges):
             for step in range(1, steps):
-                images = drawn(f"{name(blocks_reused)} step {step}", one_reuse(steps, blocks, blocks_reused, step))
+                images = drawn(f"{span(blocks_reused)} step {step}", one_reuse(steps, blocks, blocks_reused, step))
                 measured = damage(images, reference, labels, judge)
                 for key, values in maps.items():
                     values[row, step] = measured[key]
         steady = []
         for interval in INTERVALS:
             for blocks_reused in ranges:
-                images = drawn(f"{name(blocks_reused)} N={interval}", steadily(steps, blocks, blocks_reused, interval))
-                steady.append({"blocks": name(blocks_reused), "interval": interval})
+                images = drawn(f"{span(blocks_reused)} N={interval}", steadily(steps, blocks, blocks_reused, interval))
+                steady.append({"blocks": span(blocks_reused), "interval": interval})
                 steady[-1] |= damage(images, reference, labels, judge)
         if run.accelerator.is_main_process:
             once = {key: values[:, 1:].tolist() for key, values in maps.items()}  # nothing is there to reuse at step 0
@@ -82,7 +82,7 @@ def split(blocks: int, count: int) -> list[Range]:
     return list(pairwise(edges))
 
 
-def name(blocks: Range) -> str:
+def span(blocks: Range) -> str:
     """Return a range as people count it: first to last block."""
     return f"{blocks[0]}–{blocks[1] - 1}"
 
@@ -131,7 +131,7 @@ def verdict(steady: list[dict[str, Any]], ranges: list[Range]) -> dict[str, floa
 
     Where front blocks draw the outline and rear blocks the detail, the ratio is larger for the rear.
     """
-    first, last = name(ranges[0]), name(ranges[-1])
+    first, last = span(ranges[0]), span(ranges[-1])
     rows = {row["blocks"]: row for row in steady if row["interval"] == INTERVALS[0]}
     return {
         "front_high_to_low": rows[first]["high_to_low"],
@@ -164,6 +164,6 @@ def heat_map(ranges: list[Range], values: np.ndarray, key: str) -> Plot:
     shown = 20 * np.log10(np.where(values > 0, values, np.nan)) if error else 100 * values
     image = axes.imshow(shown, origin="lower", aspect="auto", cmap="viridis" if error else "viridis_r")
     axes.set(title=HEAT_MAPS[key][0], xlabel="sampling step (noise to the left)", ylabel="blocks reused")
-    axes.set_yticks(range(len(ranges)), [name(blocks) for blocks in ranges])
+    axes.set_yticks(range(len(ranges)), [span(blocks) for blocks in ranges])
     plot.colorbar(image, label="dB" if error else "%")
     return plot

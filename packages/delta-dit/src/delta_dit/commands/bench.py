@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from delta_dit.adapters import blocks_of
-from delta_dit.commands.bench_report import Row, report, show
+from delta_dit.commands.bench_report import Row, print_rows, report
 from delta_dit.commands.frechet import Frechet
 from delta_dit.commands.methods import UNCACHED, Method, counted, draw_with_latents, macs, quality, ssim
 from delta_dit.commands.models import EMBEDDED, Sampler, conditions, load_sampler
@@ -65,7 +65,7 @@ def main(config: BenchConfig) -> None:
                     write_json(path, state["rows"])
             page = report(state["rows"], state["shown"], config, contest.steps, contest.samples)
             page.write(run.folder)
-            show(state["rows"], f"{config.model}, {contest.steps} steps, {config.speedup:g}×")
+            print_rows(state["rows"], f"{config.model}, {contest.steps} steps, {config.speedup:g}×")
         run.finish(flat(state["rows"]))
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from delta_dit.commands.methods import UNCACHED
 from delta_dit.commands.options import METHODS, BenchConfig
-from frugal_shared.report import Figure, Report, grid
+from delta_dit.commands.pictures import caption, tiles
+from frugal_shared.report import Figure, Report
 from frugal_shared.weights import DINOV2_VITS14
 
 Row = dict[str, Any]
@@ -27,7 +28,7 @@ def shown(rows: list[Row]) -> list[Row]:
     return [{titles[key]: row.get(key) for key in filled} for row in rows]
 
 
-def show(rows: list[Row], title: str) -> None:
+def print_rows(rows: list[Row], title: str) -> None:
     """Print the rows as a table."""
     table = Table(title=title)
     for name in shown(rows)[0]:
@@ -50,9 +51,10 @@ def report(rows: list[Row], images: dict[str, Tensor], config: BenchConfig, step
     """
     subtitle = f"{config.model}, {steps} steps: every way at the same cost"
     page = Report(f"{config.speedup:g}× for the same pictures", subtitle)
+    by_name = {row["method"]: row for row in rows}
     ranked = sorted((row for row in rows if row["psnr_db"] is not None), key=lambda row: -row["psnr_db"])
     pictured = [UNCACHED, *(row["method"] for row in ranked[:1]), *(row["method"] for row in ranked[-1:])]
-    page.figures([Figure(tiles(images[name]), caption(name, rows)) for name in dict.fromkeys(pictured)])
+    page.figures([Figure(tiles(images[name]), caption(by_name[name])) for name in dict.fromkeys(pictured)])
     counts = f"{samples} samples of each of {config.seeds} seeds; fidelity to the uncached."
     page.table(shown(rows), counts)
     page.command(f"delta-dit bench --model {config.model} --steps {steps} --speedup {config.speedup:g}")
@@ -67,18 +69,6 @@ def report(rows: list[Row], images: dict[str, Tensor], config: BenchConfig, step
         "alternating pairs on this machine."
     )
     return page
-
-
-def tiles(images: Tensor) -> Any:
-    """Return pictures side by side, small ones enlarged."""
-    return grid(images.permute(0, 2, 3, 1).numpy(), 6, scale=max(1, 96 // images.shape[-1]))
-
-
-def caption(name: str, rows: list[Row]) -> str:
-    """Return what a row's pictures cost and how close they are."""
-    row = next(row for row in rows if row["method"] == name)
-    fidelity = "" if row["psnr_db"] is None else f", {row['psnr_db']:.1f} dB to the uncached"
-    return f"{name}: {row['mac_speedup']:.2f}× fewer MACs{fidelity}."
 
 
 def plot(rows: list[Row]) -> Plot:

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from delta_dit.adapters import blocks_of
 from delta_dit.commands.demo_report import CALIBRATED, FEWER, OURS, PAPER, report
-from delta_dit.commands.methods import UNCACHED, Method, draw_all, macs, quality, to_bytes
+from delta_dit.commands.methods import UNCACHED, Method, draw_all, macs, quality
 from delta_dit.commands.models import Sampler, load_sampler
 from delta_dit.commands.options import DemoConfig
+from delta_dit.commands.pictures import to_bytes
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan
 from delta_dit.embedded.judge import load_judge

@@ -2,15 +2,15 @@
 
 import numpy as np
 from matplotlib.figure import Figure as Plot
-from PIL import Image
 from torch import Tensor
 
 from delta_dit.commands.methods import UNCACHED
 from delta_dit.commands.options import DemoConfig
+from delta_dit.commands.pictures import caption, tiles
 from delta_dit.delta_plan import DeltaPlan
 from delta_dit.fidelity import psnr
 from frugal_shared.datasets import TexturedDigits
-from frugal_shared.report import Claim, Figure, Report, grid
+from frugal_shared.report import Claim, Figure, Report
 
 FEWER, PAPER = "fewer steps", "Δ-DiT, paper's schedule"
 OURS, CALIBRATED = "Δ-DiT, sensitive steps full", "Δ-DiT, calibrated"
@@ -45,11 +45,11 @@ def report(
     page.claims("Δ-DiT, arXiv 2406.01125", claims(by_name, plans[PAPER].blocks, config))
     page.section("The paper's schedule, and fewer steps")
     page.slider(
-        Figure(tiles(images[UNCACHED], picked), "uncached", "digits drawn without the cache"),
-        Figure(tiles(images[PAPER], picked), "paper's schedule", "the same digits, some strokes changed"),
+        Figure(tiles(images[UNCACHED][picked]), "uncached", "digits drawn without the cache"),
+        Figure(tiles(images[PAPER][picked]), "paper's schedule", "the same digits, some strokes changed"),
         "Look for changed strokes.",
     )
-    page.figures([Figure(tiles(images[name], picked), caption(by_name[name])) for name in (FEWER, PAPER)])
+    page.figures([Figure(tiles(images[name][picked]), caption(by_name[name])) for name in (FEWER, PAPER)])
     page.section("Which blocks run when")
     page.figures([Figure(schedule_plot(plans), "Dark: the block runs. Light: its Δ is added instead.")])
     page.note(
@@ -69,13 +69,13 @@ def show_ours(
     page.figures(
         [
             Figure(
-                tiles(uncached, picked),
+                tiles(uncached[picked]),
                 f"Uncached: every block at each of the {config.steps} steps.",
                 f"{len(picked)} handwritten digits, each filled with a texture, drawn without the cache",
             ),
-            Figure(tiles(ours, picked), caption(by_name[OURS]), "the same digits and textures, drawn with Δ-DiT"),
+            Figure(tiles(ours[picked]), caption(by_name[OURS]), "the same digits and textures, drawn with Δ-DiT"),
             Figure(
-                tiles(difference(ours, uncached), picked),
+                tiles(difference(ours, uncached)[picked]),
                 "Difference of the two, 8 times enhanced: black is none.",
                 "the difference of every pair of pictures, mostly black",
             ),
@@ -83,8 +83,8 @@ def show_ours(
     )
     worst = psnr(ours, uncached).argsort()[: SHOWN // 2].numpy()
     page.slider(
-        Figure(tiles(uncached, worst, 5), "uncached", "digits drawn without the cache"),
-        Figure(tiles(ours, worst, 5), "Δ-DiT", "the same digits drawn with Δ-DiT"),
+        Figure(tiles(uncached[worst], 5), "uncached", "digits drawn without the cache"),
+        Figure(tiles(ours[worst], 5), "Δ-DiT", "the same digits drawn with Δ-DiT"),
         f"The {len(worst)} of {config.samples} samples that differ most. Drag the divider, or use the arrow keys.",
     )
 
@@ -114,16 +114,6 @@ def claims(by_name: dict[str, dict], blocks: int, config: DemoConfig) -> list[Cl
             "Not in this run; `delta-dit bench --model demo-lcm --speedup 1.12` measures it.",
         ),
     ]
-
-
-def tiles(images: Tensor, picked: np.ndarray, scale: int = 3) -> Image.Image:
-    """Return some of the images ``(B, 3, H, W)``, six in a row, every pixel enlarged by ``scale``."""
-    return grid(images[picked].permute(0, 2, 3, 1).numpy(), 6, scale)
-
-
-def caption(row: dict) -> str:
-    """Return what a row's pictures cost and how close they are."""
-    return f"{row['method']}: {row['mac_speedup']:.2f}× fewer MACs, {row['psnr_db']:.1f} dB to the uncached."
 
 
 def shown(row: dict) -> dict:

@@ -2,17 +2,15 @@
 
 import json
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from delta_dit.attach import delta_cache_stats, enable_delta_cache
-from delta_dit.commands.methods import to_bytes
 from delta_dit.commands.models import conditions, load_sampler
 from delta_dit.commands.options import GenerateConfig
+from delta_dit.commands.pictures import picture, png
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan
 from frugal_shared.evaluation import chunks
@@ -60,15 +58,3 @@ def cache_config(config: GenerateConfig) -> DeltaCacheConfig:
 def path(folder: Path, index: int) -> Path:
     """Return the file of sample ``index``."""
     return folder / f"{index:06d}.png"
-
-
-def picture(image: Tensor) -> Image.Image:
-    """Return an image ``(3, H, W)`` in [0, 1] as a picture."""
-    return Image.fromarray(to_bytes(image).permute(1, 2, 0).numpy())
-
-
-def png(picture: Image.Image) -> bytes:
-    """Return a picture as the bytes of a PNG file."""
-    buffer = BytesIO()
-    picture.save(buffer, format="png")
-    return buffer.getvalue()

@@ -140,8 +140,3 @@ def quality(images: Tensor, reference: Tensor | None, labels: Tensor, judge: Jud
         "outline_accuracy": outline.double().mean().item(),
         "texture_accuracy": texture.double().mean().item(),
     }
-
-
-def to_bytes(images: Tensor) -> Tensor:
-    """Return images ``(B, C, H, W)`` in [0, 1] as uint8."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)

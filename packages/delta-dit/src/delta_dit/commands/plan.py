@@ -29,7 +29,7 @@ def main(config: PlanConfig) -> None:
     """Make the plan, and write or print it."""
     plan = fixed(config) if config.calibration is None else calibrated(config, config.calibration)
     if config.json is None:
-        show(plan)
+        print_plan(plan)
     else:
         write_json(config.json, plan.to_json() | schedule_facts(config))
 
@@ -105,7 +105,7 @@ def trial_of(calibration: "Calibration", config: PlanConfig) -> "Trial":
     )
 
 
-def show(plan: DeltaPlan) -> None:
+def print_plan(plan: DeltaPlan) -> None:
     """Print a plan as a table."""
     cost = f"{plan.blocks_run()} of {plan.steps * plan.blocks} block evaluations"
     table = Table(title=f"{plan.mac_speedup():.3f}× fewer: {cost}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from delta_dit.commands.frechet import frechet_distance
-from delta_dit.commands.methods import to_bytes
+from delta_dit.commands.pictures import to_bytes
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.images import image_files, read_image
 

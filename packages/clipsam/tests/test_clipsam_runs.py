@@ -118,11 +118,14 @@ def test_heads_of_another_clip_are_refused(tmp_path, capsys):
     assert "holds no config.json" in capsys.readouterr().err
 
 
-def test_the_demo_writes_rows_results_and_a_report(tmp_path):
+def test_the_demo_writes_rows_results_and_a_report_and_says_what_it_does(tmp_path, capsys):
     assert main(["demo", "--samples", "21", "--cells", "3", "--output-dir", str(tmp_path), "--cpu"]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["dataset"] for row in rows} == {"elpv-mono", "elpv-poly", "procedural", "cells"}
     assert {row["stage"] for row in rows} == {"clip", "umci", "mmr", "memory", "pixel-std"}
     assert {"stage", "dataset", "auroc", "f1_max", "ap", "aupro", "image_auroc"} <= rows[0].keys()
     assert "elpv-mono" in (tmp_path / "report.html").read_text()
+    *steps, address = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in steps] == ["elpv-mono", "elpv-poly", "procedural", "cells"]
+    assert address == (tmp_path / "report.html").as_uri()
     assert (tmp_path / "results.json").exists()

@@ -302,7 +302,7 @@ def test_two_processes_tune_the_same_and_freeze_the_same_bytes(config, weights, 
         torch.testing.assert_close(two.tensor(name), one.tensor(name), rtol=1e-3, atol=1e-5)
 
 
-def test_the_demo_shows_six_models_and_the_angles(config, tmp_path, monkeypatch):
+def test_the_demo_shows_six_models_and_the_angles_and_says_what_it_does(config, tmp_path, monkeypatch, capsys):
     recipe = config("demo", kind=SelectionConfig, epochs=1, select_epochs=1, top_k=1, direction="largest")
     monkeypatch.setattr(showing, "recipe_of", lambda _: recipe)
     monkeypatch.setattr(showing, "scratch", lambda task, seed: task)  # DINOv2 without its weights is not tiny
@@ -315,3 +315,6 @@ def test_the_demo_shows_six_models_and_the_angles(config, tmp_path, monkeypatch)
     assert by_name["angle"]["tuned_parameters"] < by_name["full"]["tuned_parameters"]
     assert by_name["linear"]["activation_bytes"] < by_name["full"]["activation_bytes"] / 10
     assert by_name["angle"]["tuned"] in (demo_config.output_dir / "report.html").read_text()
+    *steps, address = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in steps] == ["fine-tuning", *["tuning"] * 6]
+    assert address == (demo_config.output_dir / "report.html").as_uri()

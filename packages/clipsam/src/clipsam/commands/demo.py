@@ -51,13 +51,17 @@ def main(config: DemoConfig) -> None:
     model = embedded_model().to(dtype=DTYPES[config.dtype])
     with Run(config, "clipsam") as run:
         references = {name: open_references(name, REFERENCES, config.seed) for name in ELPV}
-        found = evaluate_all(run, model, data_sets(config), references=references)
+        found: list[Evaluation] = []
+        for data in data_sets(config):
+            run.accelerator.print(f"{data.name}: {len(data)} images, at every stage")
+            found += evaluate_all(run, model, [data], references=references)
         rows = [row for each in found for row in each.rows]
         if run.accelerator.is_main_process:
             plain = [{key: defined(value) for key, value in row.items()} for row in rows if row["category"] == ALL]
             write_json(run.folder / "rows.json", plain)
             demo_page(model, found, config).write(run.folder)
         run.finish(results_of(rows))
+        run.accelerator.print((run.folder / "report.html").resolve().as_uri())
 
 
 def data_sets(config: DemoConfig) -> list[AnomalyData]:

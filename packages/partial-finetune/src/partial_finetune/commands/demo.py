@@ -34,6 +34,7 @@ def main(config: DemoConfig) -> None:
     recipe = recipe_of(config)
     with Run(config, "partial-finetune", mixed_precision=config.mixed_precision) as run:
         task = open_task(recipe, run)
+        run.accelerator.print("fine-tuning in full for an epoch, which shows by the angle what to tune")
         choice = choose(run, task, recipe, run.folder / "selection", config.seed)
         expressions = {name: choice.expression if name == ANGLE else name for name in STRATEGIES}
         rows = [tuned_row(run, task, recipe, name, expression) for name, expression in expressions.items()]
@@ -42,6 +43,7 @@ def main(config: DemoConfig) -> None:
             write_rows(run.folder, None, rows)
             report(rows, choice, config).write(run.folder)
         run.finish({f"{row['strategy']}/{key}": row[key] for row in rows for key in ("accuracy", "train_seconds")})
+        run.accelerator.print((run.folder / "report.html").resolve().as_uri())
 
 
 def recipe_of(config: DemoConfig) -> SelectionConfig:
@@ -67,6 +69,7 @@ def tuned_row(run: Run, task: Task, recipe: SelectionConfig, name: str, expressi
     """Train one model and return its row: accuracy on test photographs, and what it cost."""
     rate = SCRATCH_RATE if name == SCRATCH else recipe.learning_rate
     folder = run.folder / "models" / name.replace(" ", "-")
+    run.accelerator.print(f"tuning {expression}" if name == expression else f"tuning {expression} ({name})")
     facts = fit(run, task, replace(recipe, learning_rate=rate), expression, folder, recipe.seed)
     images = task.splits.test.limited(TEST_IMAGES)
     found = judge(task.base, Condition("clean", CLEAN, None, images), run.accelerator, recipe.batch_size)

@@ -84,13 +84,16 @@ def test_two_processes_give_the_demo_of_one(tmp_path):
     assert {key: one[key] for key in one if "wall" not in key} == {key: two[key] for key in two if "wall" not in key}
 
 
-def test_demo_writes_the_results_that_the_gallery_reads(tmp_path):
+def test_demo_writes_the_results_that_the_gallery_reads_and_says_what_it_does(tmp_path, capsys):
     arguments = ["demo", "--samples", "4", "--batch-size", "4", "--steps", "5", "--repeats", "1", "--cpu"]
     assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["mac_speedup"] > 1.3 and results["wall_speedup"] > 0
     assert {"psnr_db", "outline_accuracy", "texture_accuracy", "paper_psnr_db", "fewer_steps_psnr_db"} <= results.keys()
     assert (tmp_path / "report.html").exists() and (tmp_path / "report.json").exists()
+    *steps, address = capsys.readouterr().out.splitlines()
+    assert "uncached (1 of 4)" in steps[0] and len(steps) == 4
+    assert address == (tmp_path / "report.html").as_uri()
 
 
 BAD = [

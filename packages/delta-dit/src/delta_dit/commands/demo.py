@@ -33,7 +33,8 @@ def main(config: DemoConfig) -> None:
         rows, images = [], {}
         compared = contestants(config)
         full = macs(compared[0], sampler)
-        for method in compared:
+        for number, method in enumerate(compared, 1):
+            run.accelerator.print(f"drawing, judging and timing {method.name} ({number} of {len(compared)})")
             drawn = draw_all(method, sampler, run, config.seed, config.samples, config.batch_size)
             row = cost(method, full, sampler)
             row["wall_speedup"] = wall_speedup(method, compared[0], sampler, config)
@@ -45,6 +46,7 @@ def main(config: DemoConfig) -> None:
             write_bytes(run.folder / "samples.safetensors", save(samples))
             report(rows, images, plans_of(compared, sampler), config, timed(config)).write(run.folder)
         run.finish(flat(rows, config))
+        run.accelerator.print((run.folder / "report.html").resolve().as_uri())
 
 
 def contestants(config: DemoConfig) -> list[Method]:

@@ -160,7 +160,7 @@ def test_infobatch_weighs_the_losses_of_what_stays():
 @pytest.mark.parametrize("space", ["darts", "mobilenet", "macro"])
 def test_every_space_is_searched(space):
     cells = 3 if space == "darts" else 1
-    # on some CPUs (AMD EPYC) the oneDNN of torch 2.15 corrupts the heap in the backward pass of such a small macro supernet
+    # on some CPUs (AMD EPYC) the oneDNN of torch 2.15 corrupts the heap in the backward pass of so small a supernet
     with torch.backends.mkldnn.flags(enabled=space != "macro"):
         found = finished(space=space, cells=cells, epochs=1, samples=40, searcher="darts-2").conclude()
     assert get_space(space).operations(found.genotype)

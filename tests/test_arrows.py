@@ -25,14 +25,20 @@ def top(names):
 
 
 def library(package):
-    """Return the files behind what ``import package`` offers: ``__init__`` and whatever it imports, and so on."""
-    files, new = set(), {package.source / "__init__.py"}
+    """Return the files behind what ``import package`` offers: what its stub names, what that imports, and so on."""
+    stub = ast.parse((package.source / "__init__.pyi").read_text())
+    offered = {f"{package.module}.{node.module}" for node in ast.walk(stub) if isinstance(node, ast.ImportFrom)}
+    files, new = set(), {package.source / "__init__.py", *files_of(package, offered)}
     while new:
         files |= new
-        names = set().union(*map(imports, new))
-        paths = {package.source.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names}
-        new = {path for path in paths if path.is_file()} - files
+        new = files_of(package, set().union(*map(imports, new))) - files
     return files
+
+
+def files_of(package, names):
+    """Return the files of those names that are modules or folders of the package."""
+    paths = [package.source.parent.joinpath(*name.split(".")) for name in names]
+    return {file for path in paths for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()}
 
 
 def test_a_member_imports_only_what_it_declares(member, versions):
@@ -50,6 +56,8 @@ def test_a_member_imports_only_what_it_declares(member, versions):
 
 def test_the_library_part_imports_only_what_comes_without_an_extra(package):
     declared = {canonicalize_name(Requirement(text).name) for text in package.project["dependencies"]}
-    for path in library(package):
+    files = library(package)
+    assert len(files) > 5
+    for path in files:
         for name in top(imports(path)) - sys.stdlib_module_names - {package.module}:
             assert {canonicalize_name(provider) for provider in packages_distributions()[name]} & declared, (path, name)

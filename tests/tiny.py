@@ -125,14 +125,14 @@ def make_inputs(root: str) -> None:
     save_file(timm.create_model("test_vit").state_dict(), folder / "vit.safetensors")
 
 
-def drawn_sampler(name: str):
+def drawn_sampler(name: str, **options):
     """Return the embedded model's sampler around a model of two blocks with random weights."""
     import torch
 
     from delta_dit.commands.models import load_sampler, open_gates
     from delta_dit.embedded.dit import build_dit
 
-    sampler = load_sampler(name)
+    sampler = load_sampler(name, **options)
     torch.manual_seed(0)
     model = build_dit(blocks=2, heads=1)
     open_gates(model)

@@ -43,7 +43,8 @@ def open_model(name: str, *, weights: Path | None = None, image_size: int | None
         return Network(name, efficientnet_lite0(), size, given.mean, given.std)
     if not timm.is_model(name):
         raise UsageError(f"model={name!r} is unknown; allowed: {DINOV2}, {EFFICIENTNET}, or a name of timm's")
-    with hub_errors("model", name, "a network that can be fetched, or the file of its weights"):
+    asked = name if weights is None else None  # a file of weights asks nothing of the hub
+    with hub_errors("model", asked, "a network that can be fetched, or the file of its weights"):
         return open_pretrained(name, weights=weights, image_size=image_size)
 
 

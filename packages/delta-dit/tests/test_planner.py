@@ -2,15 +2,17 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from delta_dit.calibration import Calibration
+from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse, Reuses
 from delta_dit.error_model import NONE, ErrorModel
 from delta_dit.frontier import Frontier
-from delta_dit.planner import Planner, saved_blocks
+from delta_dit.planner import Planner
 from delta_dit.refinement import changes, refine
 
 STEPS, BLOCKS = 4, 3
@@ -25,7 +27,11 @@ def calibration(steps: int = STEPS, blocks: int = BLOCKS, seed: int = 0) -> Cali
     harm[0], harm[1, 1] = np.nan, np.nan
     levels = tuple(np.linspace(1, 0.05, steps).tolist())
     about = {"model": "made up", "steps": steps, "guidance": 1.0, "seed": 0, "class_labels": [0]}
-    return Calibration(drift.cumsum(1).astype(np.float32), harm, probes, levels, 0.2, about)
+    return made_up(drift.cumsum(1).astype(np.float32), harm, probes, levels, about)
+
+
+def made_up(sketches, harm, probes, levels, about) -> Calibration:
+    return Calibration(sketches, harm, probes, levels, 0.2, 0.9, Convergence(1.0, 1.0), None, about)
 
 
 def every_plan(steps: int, blocks: int) -> list[Reuses]:
@@ -115,7 +121,7 @@ def test_plans_of_the_frontier_can_be_carried_out() -> None:
 
 def test_constant_deltas_cost_nothing() -> None:
     found = calibration()
-    constant = Calibration(np.repeat(found.sketches[:, :1], STEPS, 1), found.harm, found.probes, found.levels, 0.2, {})
+    constant = made_up(np.repeat(found.sketches[:, :1], STEPS, 1), found.harm, found.probes, found.levels, {})
     assert Frontier(constant.errors).error((STEPS - 1) * BLOCKS) == pytest.approx(0, abs=1e-3)
 
 
@@ -147,14 +153,93 @@ def test_refine_never_loses_and_keeps_to_its_budget() -> None:
 
 def test_fastest_is_where_the_error_crosses() -> None:
     model = calibration(steps=6, blocks=4).errors
-    frontier, planner = Frontier(model), Planner(model)
-    saved = planner.fastest(-10 * math.log10(frontier.error(10) * 1.0001))
-    assert frontier.error(saved) <= frontier.error(10) * 1.0001 and saved >= 10
-    assert planner.fastest(1e9) == 0
+    frontier, planner = Frontier(model), Planner(model, fitted=False)
+    limit = frontier.error(10) * 1.0001
+    saved = planner.fastest(lambda saved: model.predict(planner.predicted(saved)) <= limit)
+    assert frontier.error(saved) <= limit and saved >= 10
+    assert planner.fastest(lambda saved: False) == 0 and planner.fastest(lambda saved: True) == planner.most
 
 
-def test_saved_blocks_rounds_as_the_schedules_do() -> None:
-    assert saved_blocks(20, 28, 1.6) == 210
-    assert saved_blocks(20, 12, 1.33) == 60
-    with pytest.raises(ValueError, match="allowed: 1 to 20"):
-        saved_blocks(20, 28, 21)
+def test_a_speedup_saves_what_the_fixed_schedules_save() -> None:
+    for steps, blocks, speedup, saved in [(5, 4, 1.6, 8), (6, 4, 1.33, 6)]:
+        assert saves(calibration(steps, blocks).plan(speedup=speedup).reuses) == saved
+    with pytest.raises(ValueError, match="allowed: 1 to 4"):
+        calibration().plan(speedup=5)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_fitted_weights_are_least_squares(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("delta_dit.error_model.RIDGE", 0.0)
+    found = calibration(steps=6, blocks=4)
+    plan = (None, None, Reuse(1, 3, order, (1.0, 0.0)[: 1 + order]), None, Reuse(0, 4), None)
+    fitted = found.errors.fit(plan)[2]
+    delta = found.sketches[:, :, 1:3].sum(2).astype(np.float64).swapaxes(0, 1).reshape(6, -1)
+    known = np.stack([delta[1], delta[0]][: 1 + order], 1)
+    assert fitted is not None and fitted.weights == pytest.approx(
+        np.linalg.lstsq(known, delta[2], rcond=None)[0], rel=1e-3
+    )
+    assert found.errors.fit(plan)[4] == plan[4]  # what is held stays held
+
+
+def test_fitted_forecasts_have_the_smallest_error_and_never_lack_a_delta() -> None:
+    model = calibration(steps=6, blocks=4).errors
+    scaled, held = model.error((0, 4), "scaled"), model.error((0, 4), "held")
+    fitted, linear = model.error((0, 4), "fitted"), model.error((0, 4), "linear")
+    later = np.triu(np.ones((6, 6), bool), 1)
+    assert (scaled[later] <= held[later] * 1.01).all()
+    assert (fitted <= linear * 1.01)[~np.isnan(linear)].all()
+    first = model.fit((None, Reuse(0, 4, 1, (1.0, 0.0)), None))[1]
+    assert first is not None and first.weights is None  # no full step before the last
+
+
+def test_other_numbers_of_steps_are_the_same_curve() -> None:
+    steps = 12
+    at = np.linspace(0, 1, steps, endpoint=False)[None, :, None, None]
+    smooth = np.concatenate([at**2, at, 1 - at**3, np.ones_like(at)], 3).repeat(2, 2).astype(np.float32)
+    probes = (Reuse(0, 2),)
+    harm = np.full((steps, 1), np.nan)
+    harm[[1, 6, 11]] = 0.1
+    model = ErrorModel(smooth, probes, harm)
+    same, finer = model.resampled(steps), model.resampled(2 * steps)
+    np.testing.assert_allclose(same.gram((0, 2)), model.gram((0, 2)), rtol=1e-4)
+    np.testing.assert_allclose(finer.gram((0, 2))[::2, ::2], model.gram((0, 2)), rtol=1e-3)
+    assert finer.error((0, 2), "held")[10, 12] == pytest.approx(model.error((0, 2), "held")[5, 6] / 4, rel=0.05)
+
+
+def test_a_budget_chooses_the_number_of_steps_and_is_kept() -> None:
+    found = replace(calibration(steps=8, blocks=6), convergence=Convergence(1e3, 1.0))
+    plan = found.plan(budget=4)
+    assert plan.provenance["target"] == "exact" and plan.steps > 4
+    assert 3.5 < plan.cost_steps(found.block_share) <= 4
+    same = found.plan(budget=4, target="uncached")
+    assert same.steps == 8 and same.cost_steps(found.block_share) <= 4
+    assert found.plan(speedup=2, target="exact").reuses == plan.reuses
+
+
+def test_a_harder_converging_sampler_takes_more_steps() -> None:
+    found = calibration(steps=8, blocks=6)
+    slow, exact = (replace(found, convergence=Convergence(c, 1.0)) for c in (1e3, 1e-9))
+    assert slow.plan(budget=4).steps > exact.plan(budget=4).steps == 4
+
+
+def test_without_an_exact_image_a_budget_is_for_the_uncached_one() -> None:
+    found = replace(calibration(steps=8, blocks=6), convergence=Convergence(math.inf, 0.0))
+    assert found.plan(budget=4).provenance["target"] == "uncached"
+    with pytest.raises(ValueError, match=r"target='exact' means nothing here.*allowed: uncached"):
+        found.plan(budget=4, target="exact")
+
+
+BAD_GOALS = {
+    "budget=0.5": {"budget": 0.5},
+    "budget=nan": {"budget": math.nan},
+    "budget=1.01": {"budget": 1.01, "target": "uncached"},
+    "target='best'": {"budget": 3, "target": "best"},
+    "objective='max'": {"speedup": 2, "objective": "max"},
+    "target='exact' needs": {"min_psnr": 30, "target": "exact"},
+}
+
+
+@pytest.mark.parametrize("named", BAD_GOALS)
+def test_a_goal_that_cannot_be_is_told(named: str) -> None:
+    with pytest.raises(ValueError, match=f"{named}.*; allowed: "):
+        calibration().plan(**BAD_GOALS[named])

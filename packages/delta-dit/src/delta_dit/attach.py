@@ -33,6 +33,7 @@ from delta_dit.clock import SchedulerClock, TimestepClock
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta import Streams
 from delta_dit.delta_plan import DeltaPlan
+from delta_dit.moved_steps import move_steps, restore_steps
 
 ROOT_HOOK = "delta_cache_root"
 BLOCK_HOOK = "delta_cache_block"
@@ -165,6 +166,8 @@ def enable_delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None
     try:
         for transformer in transformers:
             _attach(transformer, config, pipeline)
+        if pipeline is not None and config.plan is not None and config.plan.moved is not None:
+            move_steps(pipeline.scheduler, *config.plan.moved)
     except BaseException:
         disable_delta_cache(model)
         raise
@@ -175,11 +178,13 @@ def disable_delta_cache(model: Model) -> Model:
     """Take the Δ-cache off again; a model without one is left alone. Returns ``model``."""
     for transformer in transformers_of(model):
         for block in blocks_of(transformer):
-            _remove_hook(block.module, BLOCK_HOOK)
-        _remove_hook(transformer, ROOT_HOOK)
+            remove_hook(block.module, BLOCK_HOOK)
+        remove_hook(transformer, ROOT_HOOK)
         if isinstance(getattr(transformer, "_cache_config", None), DeltaCacheConfig):
             del transformer._cache_config
         _forget_registries(transformer)
+    if getattr(model, "scheduler", None) is not None:
+        restore_steps(model.scheduler)
     return model
 
 
@@ -256,9 +261,9 @@ def _check(transformer: nn.Module, config: DeltaCacheConfig) -> None:
 def _attach(transformer: Any, config: DeltaCacheConfig, pipeline: Any | None) -> None:
     blocks = blocks_of(transformer)
     caches = PerThread(config, blocks, pipeline)
-    _add_hook(transformer, DeltaRootHook(caches, transformer), ROOT_HOOK)
+    add_hook(transformer, DeltaRootHook(caches, transformer), ROOT_HOOK)
     for index, block in enumerate(blocks):
-        _add_hook(block.module, DeltaBlockHook(caches, index, block), BLOCK_HOOK)
+        add_hook(block.module, DeltaBlockHook(caches, index, block), BLOCK_HOOK)
     transformer._cache_config = config  # diffusers' own enable_cache then refuses a second cache
     _forget_registries(transformer)
 
@@ -275,12 +280,13 @@ def _hook(module: nn.Module, name: str) -> Any | None:
     return None if registry is None else registry.get_hook(name)
 
 
-def _add_hook(module: nn.Module, hook: ModelHook, name: str) -> None:
+def add_hook(module: nn.Module, hook: ModelHook, name: str) -> None:
+    """Put a hook on a module, on the outside of those that are there."""
     with _below_accelerate(module):
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
 
 
-def _remove_hook(module: Any, name: str) -> None:
+def remove_hook(module: Any, name: str) -> None:
     """Remove one hook, also from under others.
 
     diffusers 0.42 repairs the chain above a removed hook as if the next hook had no ``new_forward``: that hook would

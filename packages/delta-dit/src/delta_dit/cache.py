@@ -196,7 +196,7 @@ class DeltaCache:
             records = [branch.records.get(piece) for piece in pieces]
             if all(record is not None and record.steps[0] >= full for record in records):
                 call.skips = action.range
-                call.deltas = {p: r.at(step, action.order) for p, r in zip(pieces, records) if r is not None}
+                call.deltas = {p: r.forecast(step, action) for p, r in zip(pieces, records) if r is not None}
                 return call
             call.fallback = "the Δ is out of date" if branch.records else "no Δ was recorded yet"
         # a reuse that is not possible stands in for the full step before it

@@ -1,13 +1,16 @@
 """The calibration: measured once per model, what reusing any Δ at any step would cost.
 
-Two measurements, both on a few samples of the uncached model:
+Three measurements, on a few samples of the uncached model:
 
 * **How wrong a reused Δ is.** Block l changes its input by d_{l,t} at step t. Reusing the range R from step s at step t
   puts Σ_{l∈R} (d_{l,s} − d_{l,t}) in the wrong. One uncached run keeps a random projection of every d_{l,t}; sums and
   squared norms of projections are, on average, those of what was projected, so this one run knows the error of *every*
-  range, reused from *every* step, at *every* step.
+  range, reused from *every* step, by *every* forecast, at *every* step.
 * **How much the final image minds.** A wrong Δ at one step costs the image 25 dB more than the same at another. A few
-  ranges are reused once, at one step, and the error of the final image is measured.
+  ranges are reused once, at some of the steps, and the error of the final image is measured. Such a run begins where it
+  differs (:mod:`delta_dit.replay`).
+* **What the number of steps costs.** Runs of half and of twice the steps tell how the distance to the exact solution
+  falls with it; so a plan of more steps that reuses more can be compared with one of fewer.
 """
 
 import hashlib
@@ -17,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,23 +28,29 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from delta_dit.attach import delta_cache, sole_transformer
+from delta_dit.attach import sole_transformer
+from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse
+from delta_dit.draws import Draws, drawn_from
 from delta_dit.error_model import ErrorModel
 from delta_dit.fidelity import psnr
-from delta_dit.planner import Planner, saved_blocks
+from delta_dit.goal import REFERENCE, Goal
+from delta_dit.macs import counting
+from delta_dit.moved_steps import Spacing
+from delta_dit.objective import Objective, Target
 from delta_dit.recorder import recording
 from delta_dit.trial import Trial
 from delta_dit.writing import write_bytes
 
-SCHEMA = 2
+SCHEMA = 3
 ENTRY = "calibration"  # one entry, because safetensors writes several in an order that changes from run to run
 PROBE_SHARE = 4
 """One in so many samples is drawn for the probes: a PSNR needs fewer than a Δ's direction, and many more runs."""
+PROBED_STEPS = 6
+"""At how many steps the probes are tried; between them the weights are interpolated."""
+SHARES = (0.0, 0.4, 0.6, 0.8, 1.0)
+"""Of the steps that are evenly spaced in λ, what is tried."""
 
-Batch = TypeVar("Batch")
-Gather = Callable[[list[tuple[Batch, Tensor]]], Tensor]
-"""Puts what every process has of its batches together, in the order of the batches."""
 Probe = tuple[int, Reuse]
 """One reuse, at one step."""
 
@@ -54,11 +63,13 @@ class Calibration:
         sketches: ``(N, T, L, K)``, the projection of d_{l,t} for each sample (all its branches of guidance side by
             side in K).
         harm: ``(T, C)``, mean squared error of the final image, in [0, 1]², where step t alone is probe c, from the
-            step before or, with order 1, the two before; geometric mean over samples, as of a mean PSNR. NaN where a
-            step has not that many before it.
+            step before; geometric mean over samples, as of a mean PSNR. NaN where it was not tried.
         probes: the C ways to reuse that were tried.
         levels: noise level of each step in [0, 1], 1 = pure noise.
         power: mean square of the final images.
+        block_share: share of a step's multiply-accumulates that is in the blocks.
+        convergence: how the uncached images come nearer to the exact ones with the number of steps.
+        spacing: where the steps lie; None where the scheduler has them.
         about: model, scheduler, guidance, seed, samples and conditions: the provenance of plans made from this.
     """
 
@@ -67,6 +78,9 @@ class Calibration:
     probes: tuple[Reuse, ...]
     levels: tuple[float, ...]
     power: float
+    block_share: float
+    convergence: Convergence
+    spacing: Spacing | None
     about: dict[str, Any]
 
     @property
@@ -88,42 +102,51 @@ class Calibration:
         self,
         *,
         speedup: float | None = None,
+        budget: float | None = None,
         min_psnr: float | None = None,
         max_error: float | None = None,
+        target: Target | None = None,
+        objective: Objective = "mean",
         trial: Trial | None = None,
-        evaluations: int = 60,
+        evaluations: int = 40,
     ) -> DeltaPlan:
-        """Return the best plan at a cost, or the fastest that is good enough: one of the first three is given.
+        """Return the best plan at a cost, or the fastest that is good enough: one of the first four is given.
 
         Args:
-            speedup: how many times fewer block evaluations.
-            min_psnr: the mean PSNR in dB that the images shall have to the uncached ones.
+            speedup: how many times fewer block evaluations than of the uncached run of T steps.
+            budget: what the run may cost, in full steps, multiply-accumulates outside the blocks included.
+            min_psnr: the PSNR in dB that the images shall have to the uncached ones of T steps.
             max_error: by how much the images may differ: root mean square ÷ that of the images.
+            target: what the images shall be: ``"uncached"``, those of the same run without a cache, so the plan has T
+                steps; or ``"exact"``, those of very many steps, and the plan has as many as come nearest to it.
+                Default: exact for a budget, where there is one (:class:`~delta_dit.convergence.Convergence`).
+            objective: what counts, over the samples: the ``"mean"`` PSNR, that of the ``"worst"``, or the ``"median"``.
             trial: tries plans on the model itself, which takes minutes and finds better ones; default: predictions.
-            evaluations: how many plans the trial may try beside the best candidates.
+            evaluations: how many plans the trial may try.
 
         Raises:
-            ValueError: not one of them is given, or no plan is as fast as that.
+            ValueError: not one of them is given, no plan is as cheap as that, or there is nothing exact.
         """
-        wanted = {"speedup": speedup, "min_psnr": min_psnr, "max_error": max_error}
+        wanted = {"speedup": speedup, "budget": budget, "min_psnr": min_psnr, "max_error": max_error}
         if len([value for value in wanted.values() if value is not None]) != 1:
             given = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
             raise ValueError(f"{given}; allowed: one of them")
+        goal = Goal(self, target or self._target(budget), objective, trial, evaluations)
         if max_error is not None:
             min_psnr = -10 * math.log10(max_error**2 * self.power)
-        planner = Planner(self.errors, trial)
         if min_psnr is not None:
-            saved = planner.fastest(min_psnr)
-        else:
-            saved = saved_blocks(self.steps, self.blocks, speedup or 1.0)
-        reuses = planner.refined(saved, evaluations)
-        provenance = self.about | planner.promise(reuses)
-        return DeltaPlan.of(self.blocks, reuses, levels=self.levels, provenance=provenance)
+            return goal.good_enough(min_psnr)
+        return goal.at_speedup(speedup) if speedup is not None else goal.at_budget(budget or 0.0)
+
+    def _target(self, budget: float | None) -> Target:
+        return "exact" if budget is not None and self.convergence.exists else "uncached"
 
     def save(self, path: str | Path) -> None:
         """Write one file: whole, or not at all."""
         probes = [(probe.start, probe.stop, probe.order) for probe in self.probes]
         facts = {"probes": probes, "levels": self.levels, "power": self.power, "about": self.about}
+        spacing = None if self.spacing is None else [self.spacing.argument, self.spacing.share, self.spacing.quantiles]
+        facts |= {"block_share": self.block_share, "convergence": list(self.convergence), "spacing": spacing}
         arrays = {"sketches": self.sketches, "harm": self.harm}
         entry = {"schema": SCHEMA, "facts": facts, "sha256": _digest(facts, arrays)}
         write_bytes(Path(path), save(arrays, {ENTRY: json.dumps(entry)}))
@@ -144,8 +167,11 @@ class Calibration:
             facts = entry["facts"]
             if entry["sha256"] != _digest(facts, arrays):
                 raise ValueError("it was changed")
-            probes, levels = tuple(Reuse(*probe) for probe in facts["probes"]), tuple(facts["levels"])
-            return cls(**arrays, probes=probes, levels=levels, power=facts["power"], about=facts["about"])
+            told = {name: facts[name] for name in ("power", "block_share", "about")}
+            told |= {"probes": tuple(Reuse(*probe) for probe in facts["probes"]), "levels": tuple(facts["levels"])}
+            argument, share, quantiles = facts["spacing"] or (None, 0.0, ())
+            spacing = None if argument is None else Spacing(argument, share, tuple(quantiles))
+            return cls(**arrays, **told, convergence=Convergence(*facts["convergence"]), spacing=spacing)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
             raise ValueError(
                 f"calibration={str(path)!r} cannot be read ({error}); allowed: a file that Calibration.save wrote, "
@@ -160,12 +186,13 @@ def calibrate(
     prompts: Sequence[str] | None = None,
     steps: int = 20,
     seed: int = 1000,
+    move_steps: bool = False,
     progress: Callable[[list[Any]], Iterable[Any]] = iter,
 ) -> Calibration:
     """Measure what reusing each range of blocks at each step would cost a pipeline; it is the same afterwards.
 
-    The pipeline draws as it is set up: on its device, in its dtype, with its scheduler and adapters. Of T steps it is
-    some 6·T runs of a quarter of the inputs, beside one of all.
+    The pipeline draws as it is set up: on its device, in its dtype, with its scheduler and adapters. It costs as
+    much as drawing :func:`generations` samples.
 
     Args:
         pipe: a diffusers pipeline of images that has one transformer.
@@ -173,6 +200,8 @@ def calibrate(
         prompts: instead of ``inputs``, a text for each call.
         steps: sampling steps T, 2 or more.
         seed: of the noise; call i takes ``seed + i``.
+        move_steps: first find where the steps should lie (:mod:`delta_dit.moved_steps`), and measure there; plans made
+            from it have steps of their own.
         progress: wraps the list of the measuring runs, e.g. ``tqdm.tqdm``.
 
     Returns:
@@ -181,22 +210,102 @@ def calibrate(
     Raises:
         ValueError: inputs and prompts are both given, or none of them; too few steps; a pipeline that does not fit.
     """
-    if (inputs is None) == (prompts is None):
-        raise ValueError(f"inputs={inputs!r} and prompts={prompts!r}; allowed: one of them")
-    calls = [{"prompt": prompt} for prompt in prompts] if prompts is not None else list(inputs or ())
-    if not calls:
-        raise ValueError("inputs=[] draw nothing; allowed: one mapping or more")
+    draws = drawn_from(pipe, inputs, prompts, seed)
+    check_steps(steps)
+    probed = draws.first(draws.batches[: probe_count(len(draws.batches))])
+    if move_steps:
+        draws.spacing = probed.spacing = best_spacing(probed, steps)
+    about = {"pipeline": type(pipe).__name__, "seed": seed, "calls": len(draws.batches)}
+    return measure(draws, probed, steps, about=about, progress=progress)
+
+
+def measure(
+    draws: Draws,
+    probed: Draws,
+    steps: int,
+    *,
+    about: Mapping[str, Any],
+    progress: Callable[[list[Probe]], Iterable[Probe]] = iter,
+) -> Calibration:
+    """Return what one pipeline's blocks do, and how much its images mind: :func:`calibrate` for any way to draw.
+
+    Args:
+        draws: the samples.
+        probed: the first of them, which the probes are drawn for.
+        steps: T.
+        about: the provenance of plans that will be made from this, as plain JSON.
+        progress: wraps the list of the probes.
+    """
+    pipe = draws.pipe
+    with recording(pipe) as recorder, draws.spaced(steps):
+        drawn = [(batch, images := draws.draw(batch, steps), recorder.take(len(images))) for batch in draws.batches]
+        known = [(batch, torch.tensor([recorder.clock.levels], dtype=torch.float64)) for batch in draws.batches]
+    images = draws.gather([(batch, images) for batch, images, _ in drawn])
+    sketches = draws.gather([(batch, sketched) for batch, _, sketched in drawn]).numpy()
+    levels = tuple(draws.gather(known)[0].tolist())
+    draws.evaluations += steps * len(images)
+
+    calls, blocks = sketches.shape[1:3]
+    plain, outputs = probed.planned(probed.plan(blocks, [None] * calls), steps)
+    probes = probes_of(blocks)
+    harm = np.full((calls, len(probes)), np.nan)
+    for step, probe in progress([(step, probe) for probe in probes for step in probed_steps(calls)]):
+        once = probed.plan(blocks, [probe if i == step else None for i in range(calls)])
+        reused, _ = probed.planned(once, steps, outputs, first=step - 1)
+        harm[step, probes.index(probe)] = mean_error(reused, plain)
+    with counting(pipe) as count:
+        probed.planned(probed.plan(blocks, [None] * calls), steps, outputs, first=calls - 1)
+
+    twice = probed.images(2 * steps)
+    half = mean_error(probed.images(-(-steps // 2)), twice)
+    names = {"transformer": type(sole_transformer(pipe)).__name__, "scheduler": type(pipe.scheduler).__name__}
+    cost = {"steps": steps, "generations": round((draws.evaluations + probed.evaluations) / steps, 1)}
+    return Calibration(
+        sketches,
+        harm,
+        probes,
+        levels,
+        power=images.square().mean().item(),
+        block_share=round(count.block_share, 4),
+        convergence=Convergence.of(steps, half, mean_error(plain, twice)),
+        spacing=draws.spacing,
+        about={**about, **names, **cost},
+    )
+
+
+def mean_error(images: Tensor, reference: Tensor) -> float:
+    """Return the geometric mean over samples of the mean squared error, as of a mean PSNR."""
+    return 10 ** (-psnr(images, reference).mean().item() / 10)
+
+
+def best_spacing(draws: Draws, steps: int) -> Spacing:
+    """Return where the steps of a run should lie to come nearest to the exact images, by trying a few mixtures.
+
+    Raises:
+        ValueError: the scheduler takes no steps from outside.
+    """
+    exact = draws.images(REFERENCE * steps, spaced=False)
+    tried: list[tuple[float, Spacing]] = []
+    for share in SHARES:
+        draws.spacing = Spacing.of(draws.pipe.scheduler, share)
+        tried.append((mean_error(draws.images(steps), exact), draws.spacing))
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+def generations(samples: int, steps: int, *, move_steps: bool = False) -> float:
+    """Return what a calibration costs, in samples drawn uncached in so many steps."""
+    probed = probe_count(samples)
+    probes = [
+        (steps - step) / steps for step in probed_steps(steps)
+    ]  # a run begins a full step before, and saves most of one
+    once = 3.5 + len(probes_of(12)) * sum(probes) + (REFERENCE + len(SHARES)) * move_steps
+    return samples + probed * once
+
+
+def check_steps(steps: int) -> None:
+    """Raise ValueError unless so many steps leave something to reuse."""
     if steps < 2:
         raise ValueError(f"steps={steps!r} leaves nothing to reuse; allowed: 2 or more")
-
-    def draw(call: int) -> Tensor:
-        noise = torch.Generator().manual_seed(seed + call)
-        options = {"num_inference_steps": steps, "generator": noise, "output_type": "pt"}
-        return torch.as_tensor(pipe(**options | dict(calls[call])).images).float().cpu()
-
-    numbers = range(len(calls))
-    about = {"pipeline": type(pipe).__name__, "steps": steps, "seed": seed, "calls": len(calls)}
-    return measure(pipe, draw, numbers, numbers[: probe_count(len(calls))], about=about, progress=progress)
 
 
 def probe_count(samples: int) -> int:
@@ -204,57 +313,15 @@ def probe_count(samples: int) -> int:
     return -(-samples // PROBE_SHARE)
 
 
-def measure(
-    pipe: Any,
-    draw: Callable[[Batch], Tensor],
-    batches: Sequence[Batch],
-    probe_batches: Sequence[Batch],
-    *,
-    about: Mapping[str, Any],
-    gather: Gather[Batch] | None = None,
-    progress: Callable[[list[Probe]], Iterable[Probe]] = iter,
-) -> Calibration:
-    """Return what one pipeline's blocks do, and how much its images mind: :func:`calibrate` for any way to draw.
-
-    On several processes each draws batches of its own, and ``gather`` puts them together; all return the same.
-
-    Args:
-        pipe: the pipeline.
-        draw: draws a batch with it: ``(B, C, H, W)`` in [0, 1] on the CPU, the same whenever it is asked.
-        batches: this process's.
-        probe_batches: this process's part of the first of everybody's batches, which the probes are drawn for.
-        about: the provenance of plans that will be made from this, as plain JSON.
-        gather: from (batch, rows) of this process to the rows of all; default: there is no other process.
-        progress: wraps the list of the probes.
-    """
-    gather = gather or (lambda pieces: torch.cat([rows for _, rows in pieces]))
-    drawn, kept, levels = [], [], []
-    with recording(pipe) as recorder:
-        for batch in batches:
-            images = draw(batch)
-            drawn.append((batch, images))
-            kept.append((batch, recorder.take(len(images))))
-            levels.append((batch, torch.tensor([recorder.clock.levels], dtype=torch.float64)))
-    images, sketches, noise = gather(drawn), gather(kept).numpy(), tuple(gather(levels)[0].tolist())
-
-    steps, blocks = sketches.shape[1:3]
-    probes = probes_of(blocks)
-    harm = np.full((steps, len(probes)), np.nan)
-    runs = [(step, probe) for probe in probes for step in range(1 + probe.order, steps)]
-    for step, probe in progress(runs):
-        once = DeltaPlan.of(blocks, [probe if i == step else None for i in range(steps)], levels=noise)
-        with delta_cache(pipe, once):
-            reused = gather([(batch, draw(batch)) for batch in probe_batches])
-        harm[step, probes.index(probe)] = 10 ** (-psnr(reused, images[: len(reused)]).mean().item() / 10)
-    names = {"transformer": type(sole_transformer(pipe)).__name__, "scheduler": type(pipe.scheduler).__name__}
-    return Calibration(sketches, harm, probes, noise, images.square().mean().item(), {**about, **names})
+def probed_steps(steps: int) -> list[int]:
+    """Return the steps that the probes are tried at: the second, the last, and some between."""
+    return sorted({round(step) for step in np.linspace(1, steps - 1, min(PROBED_STEPS, steps - 1))})
 
 
 def probes_of(blocks: int) -> tuple[Reuse, ...]:
-    """Return what is tried at every step: all blocks by both orders, the front half, the rear half, a sixth of each."""
-    half, sixth = (blocks + 1) // 2, (blocks + 5) // 6
-    ranges = [(0, half), (blocks - half, blocks), (0, sixth), (blocks - sixth, blocks)]
-    return tuple(dict.fromkeys([Reuse(0, blocks), Reuse(0, blocks, order=1), *(Reuse(*part) for part in ranges)]))
+    """Return what is tried: all blocks, the front half, the rear half."""
+    half = (blocks + 1) // 2
+    return tuple(dict.fromkeys([Reuse(0, blocks), Reuse(0, half), Reuse(blocks - half, blocks)]))
 
 
 def _digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

@@ -8,10 +8,13 @@ A block carries one or more *streams*, e.g. image tokens, or image and text toke
 where a model's last block gives no text stream.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from delta_dit.delta_plan import Reuse
 
 Streams = tuple[Tensor | None, ...]
 
@@ -96,10 +99,13 @@ class DeltaRecord:
         self.steps = [step, *self.steps][:keep]
         self.deltas = [delta, *self.deltas][:keep]
 
-    def at(self, step: int, order: int) -> Streams:
-        """Return the Δ to add at ``step``: the newest (order 0), or the line through the newest two (order 1)."""
-        if order == 0 or len(self.deltas) < 2:
-            return self.deltas[0]
-        new, old = self.deltas
-        ratio = (step - self.steps[0]) / (self.steps[0] - self.steps[1])
-        return tuple(d if d is None or o is None else torch.lerp(d, o, -ratio) for d, o in zip(new, old))
+    def forecast(self, step: int, reuse: Reuse) -> Streams:
+        """Return the Δ to add at ``step``: a·Δ_s + b·Δ_p of the newest two."""
+        a, b = reuse.coefficients(self.steps[0], self.steps[1] if len(self.steps) > 1 else None, step)
+        total = a + b  # a·Δ_s + b·Δ_p is one interpolation, and where the weights do not sum to 1 one product more
+        streams = self.deltas[0] if b == 0 else _lerp(*self.deltas, b / total)
+        return streams if math.isclose(total, 1) else tuple(None if d is None else total * d for d in streams)
+
+
+def _lerp(new: Streams, old: Streams, share: float) -> Streams:
+    return tuple(d if d is None or o is None else torch.lerp(d, o, share) for d, o in zip(new, old))

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,8 @@ from delta_dit.writing import write_bytes
 SCHEMA = 1
 
 Range = tuple[int, int]
+FORECASTS = {(0, False): "held", (1, False): "linear", (0, True): "scaled", (1, True): "fitted"}
+"""By order, and whether a calibration fitted the weights."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,20 @@ class Full:
 
 @dataclass(frozen=True)
 class Reuse:
-    """Run the blocks outside ``[start, stop)`` and add that range's Δ.
+    """Run the blocks outside ``[start, stop)`` and add a forecast of that range's Δ.
 
-    ``order`` 0 adds the Δ of the last full step; 1 extrapolates it linearly from the last two.
+    At step t it is a·Δ_s + b·Δ_p, from the Δ of the last full step s and that of the one before it, p:
+
+    * *held*: a = 1, b = 0, which is order 0.
+    * *linear*: the line through both, a = 1 + r and b = −r with r = (t − s) / (s − p), which is order 1.
+    * *scaled*, order 0, and *fitted*, order 1: what a calibration found for (p, s, t), the ``weights`` ``(a,)`` or
+      ``(a, b)``.
     """
 
     start: int
     stop: int
     order: int = 0
+    weights: tuple[float, ...] | None = None
 
     @property
     def range(self) -> Range:
@@ -51,6 +59,20 @@ class Reuse:
     def width(self) -> int:
         """How many blocks are not run."""
         return self.stop - self.start
+
+    @property
+    def forecast(self) -> str:
+        """The forecast's name: held, linear, scaled or fitted."""
+        return FORECASTS[self.order, self.weights is not None]
+
+    def coefficients(self, newest: int, previous: int | None, step: int) -> tuple[float, float]:
+        """Return (a, b) at a step, given the two full steps; without the second the newest Δ is held."""
+        if previous is None and self.order == 1:
+            return 1.0, 0.0
+        if self.weights is not None:
+            return self.weights[0], self.weights[1] if self.order else 0.0
+        r = (step - newest) / (newest - previous) if self.order and previous is not None else 0.0
+        return 1 + r, -r
 
 
 Action = Full | Reuse
@@ -68,6 +90,8 @@ class DeltaPlan:
         levels: noise level of each step in [0, 1], 1 = pure noise (timestep / training timesteps); needed only to carry
             the plan over to another number of steps.
         provenance: where the plan comes from: model, scheduler, guidance, data.
+        timesteps: steps of the plan's own, as the scheduler takes them; default: the scheduler's.
+        sigmas: the same for a scheduler that takes noise levels.
 
     Raises:
         ValueError: a plan that cannot be carried out.
@@ -77,6 +101,8 @@ class DeltaPlan:
     actions: tuple[Action, ...]
     levels: tuple[float, ...] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    timesteps: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that every reuse step finds a recorded Δ."""
@@ -86,6 +112,8 @@ class DeltaPlan:
             )
         if self.levels is not None and len(self.levels) != len(self.actions):
             raise ValueError(f"a plan has {len(self.levels)} noise levels for {len(self.actions)} steps")
+        if self.moved is not None and (len(self.moved[1]) != self.steps or not _falling(self.moved[1])):
+            raise ValueError(f"{self.moved[0]} are {len(self.moved[1])} numbers; allowed: {self.steps} that fall")
         recorded: set[Range] = set()
         for step, action in enumerate(self.actions):
             for start, stop in action.records if isinstance(action, Full) else (action.range,):
@@ -97,6 +125,8 @@ class DeltaPlan:
                 raise ValueError(f"step {step} reuses blocks {list(action.range)}, not recorded by the last full step")
             elif action.order not in (0, 1):
                 raise ValueError(f"step {step} has order {action.order}; allowed: 0 or 1")
+            elif action.weights is not None and not _are_weights(action.weights, 1 + action.order):
+                raise ValueError(f"step {step} has weights {action.weights}; allowed: {1 + action.order} numbers")
 
     @classmethod
     def of(cls, blocks: int, reuses: Sequence[Reuse | None], **rest: Any) -> Self:
@@ -112,6 +142,12 @@ class DeltaPlan:
         return len(self.actions)
 
     @property
+    def moved(self) -> tuple[str, tuple[float, ...]] | None:
+        """The argument of a scheduler's ``set_timesteps`` that takes the plan's own steps, and these; None if none."""
+        found = {name: values for name in ("timesteps", "sigmas") if (values := getattr(self, name)) is not None}
+        return next(iter(found.items()), None)
+
+    @property
     def reuses(self) -> Reuses:
         """The plan as one entry per step, None for a full step."""
         return tuple(action if isinstance(action, Reuse) else None for action in self.actions)
@@ -124,6 +160,10 @@ class DeltaPlan:
     def blocks_run(self) -> int:
         """Return how many block evaluations the plan needs; without a cache it is T·L."""
         return self.steps * self.blocks - sum(reuse.width for reuse in self.reuses if reuse)
+
+    def cost_steps(self, block_share: float = 1.0) -> float:
+        """Return what the plan costs in full steps; ``block_share`` of a step's MACs is in the blocks."""
+        return self.steps - block_share * (self.steps - self.blocks_run() / self.blocks)
 
     def mac_speedup(self, block_macs: Sequence[float] | None = None, other_macs: float = 0.0) -> float:
         """Return MACs without the plan ÷ MACs with it.
@@ -169,7 +209,8 @@ class DeltaPlan:
         for position, low, high in zip(at, edges, edges[1:]):
             debt += _mean_within(shares, low, high)
             due = bool(reuses) and debt > 1 - 1e-9
-            reuses.append(min(old, key=lambda item: abs(item[0] - position))[1] if due else None)
+            nearest = min(old, key=lambda item: abs(item[0] - position))[1] if due else None
+            reuses.append(nearest and replace(nearest, weights=None))  # they were fitted to other steps
             debt -= due
         return DeltaPlan.of(self.blocks, reuses, levels=tuple(levels), provenance=self.provenance)
 
@@ -184,7 +225,7 @@ class DeltaPlan:
         steps = [
             {"action": "full", "record": [list(r) for r in action.records]}
             if isinstance(action, Full)
-            else {"action": "reuse", "range": list(action.range), "order": action.order}
+            else _reuse_json(action)
             for action in self.actions
         ]
         return {
@@ -193,6 +234,7 @@ class DeltaPlan:
             "mac_speedup": self.mac_speedup(),
             "steps": steps,
             "levels": None if self.levels is None else list(self.levels),
+            **({} if self.moved is None else {self.moved[0]: list(self.moved[1])}),
             "provenance": self.provenance,
         }
 
@@ -208,7 +250,8 @@ class DeltaPlan:
                 raise ValueError(f"a plan of schema {value['schema']!r}; allowed: {SCHEMA}")
             actions = tuple(_action(step) for step in value["steps"])
             levels = None if value["levels"] is None else tuple(float(level) for level in value["levels"])
-            return cls(int(value["blocks"]), actions, levels, dict(value["provenance"]))
+            moved = {name: tuple(map(float, value[name])) for name in ("timesteps", "sigmas") if value.get(name)}
+            return cls(int(value["blocks"]), actions, levels, dict(value["provenance"]), **moved)
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a plan: {type(error).__name__} {error}") from error
 
@@ -359,10 +402,26 @@ def _mean_within(values: Sequence[float], low: float, high: float) -> float:
     return sum(value * overlap for value, overlap in zip(values, overlaps)) / (high - low)
 
 
+def _falling(values: Sequence[float]) -> bool:
+    return all(math.isfinite(a) and a > b for a, b in itertools.pairwise([*values, -math.inf]))
+
+
+def _are_weights(weights: tuple[float, ...], count: int) -> bool:
+    return len(weights) == count and all(map(math.isfinite, weights))
+
+
+def _reuse_json(reuse: Reuse) -> dict[str, Any]:
+    told = {"action": "reuse", "range": list(reuse.range), "order": reuse.order}
+    return told if reuse.weights is None else told | {"weights": list(reuse.weights)}
+
+
 def _action(value: dict[str, Any]) -> Action:
     if value["action"] == "full":
         return Full(tuple((int(start), int(stop)) for start, stop in value["record"]))
     if value["action"] == "reuse":
         start, stop = value["range"]
-        return Reuse(int(start), int(stop), int(value["order"]))
+        weights = value.get("weights")
+        return Reuse(
+            int(start), int(stop), int(value["order"]), None if weights is None else tuple(map(float, weights))
+        )
     raise ValueError(f"action {value['action']!r} is unknown; allowed: full, reuse")

@@ -27,12 +27,16 @@ class Frontier:
         model: the errors.
         power: errors are raised to this power before they are summed; ``math.inf`` minimises the largest one.
         longest_run: how many steps in a row may reuse; default: any number.
+        fitted: give forecasts fitted weights: no others have a smaller error on what these were fitted to.
     """
 
-    def __init__(self, model: ErrorModel, power: float = 1.0, longest_run: int | None = None) -> None:
+    def __init__(
+        self, model: ErrorModel, power: float = 1.0, longest_run: int | None = None, *, fitted: bool = False
+    ) -> None:
         self.steps, self.blocks = model.steps, model.blocks
         self.largest = (self.steps - 1) * self.blocks
         self._combine: Callable[..., np.ndarray] = np.maximum if power == math.inf else np.add
+        self._model, self._weights = model, ((1.0,) if fitted else None)
         self._errors, self._reuses = self._cheapest(model, 1.0 if power == math.inf else power)
         s, t = np.ogrid[: self.steps, : self.steps]
         self._errors[:, :, t - s > (longest_run or self.steps)] = np.inf
@@ -59,12 +63,12 @@ class Frontier:
                 width = int(self._width[step][p, s, saved])
                 reuses[step] = self._reuses[self._chosen[width - 1, p, s, step]]
                 saved -= width
-        return tuple(reuses)
+        return self._model.fit(reuses)
 
     def _cheapest(self, model: ErrorModel, power: float) -> tuple[np.ndarray, list[Reuse]]:
         """Return the least error per width, ``(L, 1 + T, T, T)`` over [w − 1, 1 + p, s, t], and what attains it."""
         reuses = [
-            Reuse(start, start + width, order)
+            Reuse(start, start + width, order, self._weights)
             for width in range(1, self.blocks + 1)
             for start in range(self.blocks - width + 1)
             for order in (0, 1)
@@ -74,12 +78,11 @@ class Frontier:
         self._chosen = np.zeros(shape, np.int16)
         for number, reuse in enumerate(reuses):
             best, chosen = errors[reuse.stop - reuse.start - 1], self._chosen[reuse.stop - reuse.start - 1]
+            error = model.error(reuse.range, reuse.forecast) ** power
             if reuse.order == 0:
-                error = np.broadcast_to(model.held(reuse.range) ** power, best.shape)
+                error = np.broadcast_to(error, best.shape)
             else:
-                error = np.pad(
-                    model.extrapolated(reuse.range) ** power, ((1, 0), (0, 0), (0, 0)), constant_values=np.nan
-                )
+                error = np.pad(error, ((1, 0), (0, 0), (0, 0)), constant_values=np.nan)
             better = error < best  # False for NaN
             best[better], chosen[better] = error[better], number
         return errors, reuses

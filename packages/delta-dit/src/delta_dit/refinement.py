@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from delta_dit.delta_plan import Reuse, Reuses, longest_run
 from delta_dit.error_model import ErrorModel
@@ -27,8 +28,9 @@ def refine(
     best, best_quality, run = start, quality(start), longest_run(start)
     tried = {start}
     while len(tried) <= evaluations:
-        near = dict.fromkeys(plan for plan in changes(best, model.blocks) if longest_run(plan) <= run)  # in this order
-        flips = set(_flipped(best))
+        changed = (model.fit(plan) for plan in changes(best, model.blocks) if longest_run(plan) <= run)
+        near = dict.fromkeys(changed)  # in this order
+        flips = set(map(model.fit, _flipped(best)))
         fresh = [plan for plan in near if plan not in tried]
         fresh.sort(key=lambda plan: (plan not in flips, model.predict(plan, power=0.5)))
         for plan in fresh[: evaluations + 1 - len(tried)]:
@@ -58,19 +60,21 @@ def changes(plan: Reuses, blocks: int) -> Iterator[Reuses]:
         most = min(first.width, room)
         for width in {*(2**k for k in range(most.bit_length()) if 2**k <= most), most} - {0}:
             for less in _resized(first, first.width - width, blocks):
-                for more in _resized(second or Reuse(0, blocks, first.order), blocks - room + width, blocks):
+                for more in _resized(second or replace(first, start=0, stop=blocks), blocks - room + width, blocks):
                     yield _with(plan, {i: less, j: more})
     for i, reuse in enumerate(plan):
         if reuse is None:
             continue
         for start in range(blocks - reuse.width + 1):
-            yield _with(plan, {i: Reuse(start, start + reuse.width, reuse.order)})
+            yield _with(plan, {i: replace(reuse, start=start, stop=start + reuse.width)})
 
 
 def _flipped(plan: Reuses) -> Iterator[Reuses]:
     for i, reuse in enumerate(plan):
         if reuse is not None:
-            yield _with(plan, {i: Reuse(*reuse.range, 1 - reuse.order)})
+            for order, weights in itertools.product((0, 1), (None, (1.0, 0.0))):
+                if (order, weights is None) != (reuse.order, reuse.weights is None):
+                    yield _with(plan, {i: replace(reuse, order=order, weights=weights and weights[: 1 + order])})
 
 
 def _resized(reuse: Reuse, width: int, blocks: int) -> Iterator[Reuse | None]:
@@ -79,7 +83,7 @@ def _resized(reuse: Reuse, width: int, blocks: int) -> Iterator[Reuse | None]:
         yield None
         return
     for start in {min(reuse.start, blocks - width), max(reuse.stop - width, 0)}:
-        yield Reuse(start, start + width, reuse.order)
+        yield replace(reuse, start=start, stop=start + width)
 
 
 def _with(plan: Reuses, changed: dict[int, Reuse | None]) -> Reuses:

@@ -1,41 +1,118 @@
 """Plans tried on the model itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from delta_dit.adapters import blocks_of
-from delta_dit.attach import delta_cache, sole_transformer
+from delta_dit.attach import sole_transformer
 from delta_dit.delta_plan import DeltaPlan, Reuses
+from delta_dit.draws import Draws, drawn_from
 from delta_dit.fidelity import psnr
+from delta_dit.moved_steps import Spacing
+from delta_dit.replay import Outputs
+
+KEPT = 4
+"""Of so many plans it is remembered what the transformer gave: a plan like one of them begins where it differs."""
+
+Values = tuple[float, ...]
+"""Steps of a plan's own, as :attr:`DeltaPlan.moved` has them."""
 
 
 class Trial:
-    """How good plans are: the mean PSNR of a pipeline's images under a plan to its uncached ones.
+    """How good plans are: the PSNR of a pipeline's images under a plan to those that they should be.
 
     Args:
         pipe: the pipeline.
-        draw: draws with it, the same images whenever it is called: ``(B, C, H, W)`` in [0, 1]. Of other noise than the
-            calibration's, so that a plan is not tried on what it was made with.
-        levels: noise level of each of its steps, as the calibration has them.
+        inputs: what it is called with, a mapping for each call.
+        prompts: instead of ``inputs``, a text for each call.
+        seed: of the noise, another than the calibration's, so that a plan is not tried on what it was made with.
+        reference_steps: how many steps count as the exact solution; default: ten times the calibration's.
 
     Attributes:
-        samples: B.
-        known: the plans that were tried, and their PSNR in dB.
+        known: the plans that were tried, and their PSNR in dB, one per sample.
+
+    Raises:
+        ValueError: inputs and prompts are both given, or none of them; a pipeline that does not fit.
     """
 
-    def __init__(self, pipe: Any, draw: Callable[[], Tensor], levels: Sequence[float]) -> None:
-        self.pipe, self.draw, self.levels = pipe, draw, tuple(levels)
-        self.blocks = len(blocks_of(sole_transformer(pipe)))
-        self.known: dict[Reuses, float] = {}
-        self._uncached = draw()
-        self.samples = len(self._uncached)
+    def __init__(
+        self,
+        pipe: Any,
+        inputs: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        prompts: Sequence[str] | None = None,
+        seed: int = 2000,
+        reference_steps: int | None = None,
+    ) -> None:
+        self._start(drawn_from(pipe, inputs, prompts, seed), reference_steps)
 
-    def __call__(self, reuses: Reuses) -> float:
-        """Return the mean PSNR in dB of a plan's images to the uncached ones; each plan is drawn once."""
-        if reuses not in self.known:
-            plan = DeltaPlan.of(self.blocks, reuses, levels=self.levels)
-            with delta_cache(self.pipe, plan):
-                self.known[reuses] = psnr(self.draw(), self._uncached).mean().item()
-        return self.known[reuses]
+    @classmethod
+    def of(cls, draws: Draws, reference_steps: int | None = None) -> "Trial":
+        """Return a trial on any samples."""
+        trial = cls.__new__(cls)
+        trial._start(draws, reference_steps)
+        return trial
+
+    def _start(self, draws: Draws, reference_steps: int | None) -> None:
+        self.draws, self.reference_steps = draws, reference_steps
+        self.blocks = len(blocks_of(sole_transformer(draws.pipe)))
+        self.known: dict[tuple[Reuses, Values | None, int | None], Tensor] = {}
+        self._references: dict[tuple[int, bool], Tensor] = {}
+        self._kept: dict[tuple[Reuses, Values | None], list[Outputs]] = {}  # the newest last
+
+    def space(self, spacing: Spacing | None) -> None:
+        """Let the steps lie where a calibration has them."""
+        self.draws.spacing = spacing
+
+    def __call__(self, reuses: Reuses, values: Values | None = None, *, exact: int | None = None) -> Tensor:
+        """Return the PSNR of each image under a plan, ``(N,)`` in dB; each plan is drawn once.
+
+        Args:
+            reuses: the plan.
+            values: steps of its own; default: those of the spacing.
+            exact: to the uncached images of so many steps; default: of the plan's own steps.
+        """
+        key = reuses, values, exact
+        if key not in self.known:
+            images = self._draw(reuses, values)
+            self.known[key] = psnr(images, self._reference(exact or len(reuses), exact is None))
+        return self.known[key]
+
+    @property
+    def samples(self) -> int:
+        """How many images a plan is tried on; 0 before the first."""
+        return next((len(psnr) for psnr in self.known.values()), 0)
+
+    def _draw(self, reuses: Reuses, values: Values | None) -> Tensor:
+        plan = self.draws.plan(self.blocks, reuses, values)
+        like, first = None, 0
+        for other in self._kept:
+            begin = first_that_differs(plan, self.draws.plan(self.blocks, *other))
+            like, first = (other, begin) if begin > first else (like, first)
+        images, outputs = self.draws.planned(plan, plan.steps, None if like is None else self._kept[like], first)
+        self._kept[reuses, values] = outputs
+        if len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        return images
+
+    def _reference(self, steps: int, spaced: bool) -> Tensor:
+        if (steps, spaced) not in self._references:
+            self._references[steps, spaced] = self.draws.images(steps, spaced=spaced)
+        return self._references[steps, spaced]
+
+
+def first_that_differs(plan: DeltaPlan, other: DeltaPlan) -> int:
+    """Return the step from which a plan has to be drawn if the steps before are known from another plan's run.
+
+    That is the full step before the last one on which they agree: the Δs that come later are of it, or newer. 0 if they
+    have different numbers of steps.
+    """
+    if plan.steps != other.steps:
+        return 0
+    mine, theirs = (list(zip(p.reuses, p.moved[1] if p.moved else [0.0] * p.steps)) for p in (plan, other))
+    agreed = next((step for step in range(plan.steps) if mine[step] != theirs[step]), plan.steps)
+    # a solver's step leads to the next noise level: where that differs, so does what the step leads to, not its output
+    full = [step for step in range(agreed) if plan.reuses[step] is None]
+    return full[-2] if len(full) > 1 else 0

@@ -20,10 +20,13 @@ Row = dict[str, Any]
 
 def shown(rows: list[Row]) -> list[Row]:
     """Return rows under the headings of the tables, without the columns that no row fills."""
-    titles = {"method": "method", "mac_speedup": "MACs ×", "wall_speedup": "wall ×", "psnr_db": "PSNR dB"}
-    titles |= {"psnr_db_ci": "±", "ssim": "SSIM", "latent_rel_l1": "latent L1", "outline_accuracy": "outline right"}
+    titles = {"method": "method", "cost_steps": "cost, steps", "mac_speedup": "MACs ×", "wall_speedup": "wall ×"}
+    titles |= {"psnr_exact_db": "PSNR dB to exact", "psnr_exact_db_ci": "± exact"}
+    titles |= {"psnr_db": "PSNR dB", "psnr_db_ci": "±", "worst_psnr_db": "worst dB", "share_below_30_db": "below 30 dB"}
+    titles |= {"ssim": "SSIM", "latent_rel_l1": "latent L1", "outline_accuracy": "outline right"}
     titles |= {"texture_accuracy": "texture right", "frechet_distance": "Fréchet"}
-    titles |= {"fid": "FID", "inception_score": "IS", "clip_score": "CLIP score", "setting": "setting", "why": "why"}
+    titles |= {"fid": "FID", "inception_score": "IS", "clip_score": "CLIP score", "tuning_generations": "tuned on"}
+    titles |= {"setting": "setting", "why": "why"}
     filled = [key for key in titles if any(row.get(key) is not None for row in rows)]
     return [{titles[key]: row.get(key) for key in filled} for row in rows]
 
@@ -50,17 +53,22 @@ def report(rows: list[Row], images: dict[str, Tensor], config: BenchConfig, step
         samples: images per method and seed.
     """
     subtitle = f"{config.model}, {steps} steps: every way at the same cost"
-    page = Report(f"{config.speedup:g}× for the same pictures", subtitle)
+    asked = f"{config.speedup:g}×" if config.budget is None else f"{config.budget:g} full steps"
+    page = Report(f"{asked} for the same pictures", subtitle)
     by_name = {row["method"]: row for row in rows}
-    ranked = sorted((row for row in rows if row["psnr_db"] is not None), key=lambda row: -row["psnr_db"])
+    exact = config.target == "exact"
+    fidelity = "psnr_exact_db" if exact else "psnr_db"
+    ranked = sorted((row for row in rows if row.get(fidelity) is not None), key=lambda row: -row[fidelity])
     pictured = [UNCACHED, *(row["method"] for row in ranked[:1]), *(row["method"] for row in ranked[-1:])]
     page.figures([Figure(tiles(images[name]), caption(by_name[name])) for name in dict.fromkeys(pictured)])
-    counts = f"{samples} samples of each of {config.seeds} seeds; fidelity to the uncached."
+    met = f"{'exact' if exact else 'uncached'} images"
+    counts = f"{samples} samples of each of {config.seeds} seeds; the worst is of all, to the {met}."
     page.table(shown(rows), counts)
-    page.command(f"delta-dit bench --model {config.model} --steps {steps} --speedup {config.speedup:g}")
+    cost = f"--speedup {config.speedup:g}" if config.budget is None else f"--budget {config.budget:g}"
+    page.command(f"delta-dit bench --model {config.model} --steps {steps} {cost} --target {config.target}")
     if ranked:
         page.section("Fidelity at the same cost")
-        page.figures([Figure(plot(ranked), "PSNR to the uncached images, and its 95 % interval over the seeds.")])
+        page.figures([Figure(plot(ranked, fidelity), f"PSNR to the {met}, and its 95 % interval over the seeds.")])
     page.note(
         "± is half of a 95 % interval over the seeds. Every foreign cache was tuned to this cost on other samples: of "
         f"up to {config.tries} settings, the best PSNR among those within 4 % of the wanted speed-up. The Fréchet "
@@ -71,14 +79,14 @@ def report(rows: list[Row], images: dict[str, Tensor], config: BenchConfig, step
     return page
 
 
-def plot(rows: list[Row]) -> Plot:
+def plot(rows: list[Row], fidelity: str) -> Plot:
     """Draw one bar per method, the best on top."""
     figure = Plot(figsize=(7, 0.35 * len(rows) + 0.8), layout="constrained")
     axes = figure.subplots()
     axes.barh(
         [f"{row['method']} ({row['mac_speedup']:.2f}×)" for row in reversed(rows)],
-        [row["psnr_db"] for row in reversed(rows)],
-        xerr=[row.get("psnr_db_ci", 0.0) for row in reversed(rows)],
+        [row[fidelity] for row in reversed(rows)],
+        xerr=[row.get(f"{fidelity}_ci", 0.0) for row in reversed(rows)],
         color=["C0" if row["method"] in METHODS else "C7" for row in reversed(rows)],
     )
     axes.set_xlabel("PSNR dB")

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from delta_dit.calibration import measure, probe_count
+from delta_dit.calibration import best_spacing, generations, measure, probe_count
 from delta_dit.commands.models import Sampler, conditions, load_sampler
 from delta_dit.commands.options import CalibrateConfig
+from delta_dit.draws import Draws
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
@@ -31,27 +32,37 @@ def main(config: CalibrateConfig) -> None:
             world = run.accelerator.process_index, run.accelerator.num_processes
             return list(chunks(samples, config.batch_size, *world))
 
+        cost = generations(config.samples, config.steps, move_steps=config.move_steps)
+        run.accelerator.print(f"calibrate: as much as {cost:.0f} images drawn uncached")
+        draws = drawing(sampler, config.seed, share(config.samples))
+        probed = draws.first(share(probe_count(config.samples)))
+        if config.move_steps:
+            draws.spacing = probed.spacing = best_spacing(probed, config.steps)
         found = measure(
-            sampler.pipe,
-            lambda batch: sampler.draw(config.seed, batch),
-            share(config.samples),
-            share(probe_count(config.samples)),
+            draws,
+            probed,
+            config.steps,
             about=about(sampler, config),
-            gather=gather_chunks,
             progress=lambda probes: run.progress(probes, desc="calibrate"),
         )
         if run.accelerator.is_main_process:
             found.save(run.folder / FILE)
-        whole = found.harm[1:, 0]
+        whole = found.harm[:, 0]
         run.finish(
             {
                 "steps": found.steps,
                 "blocks": found.blocks,
                 "samples": config.samples,
-                "most_sensitive_step_db": float(-10 * np.log10(whole.max())),
-                "least_sensitive_step_db": float(-10 * np.log10(whole.min())),
+                "generations": found.about["generations"],
+                "most_sensitive_step_db": float(-10 * np.log10(np.nanmax(whole))),
+                "least_sensitive_step_db": float(-10 * np.log10(np.nanmin(whole))),
             }
         )
+
+
+def drawing(sampler: Sampler, seed: int, batches: list[range]) -> Draws[range]:
+    """Return samples of a seed, on any number of processes."""
+    return Draws(sampler.pipe, lambda batch, steps: sampler.draw(seed, batch, steps=steps), batches, gather_chunks)
 
 
 def mix(values: list[Any], seed: int) -> list[Any]:
@@ -63,7 +74,6 @@ def about(sampler: Sampler, config: CalibrateConfig) -> dict[str, Any]:
     """Return what `plan` needs to draw from the model again."""
     return {
         "model": sampler.name,
-        "steps": sampler.steps,
         "guidance": sampler.guidance,
         "seed": config.seed,
         "samples": config.samples,

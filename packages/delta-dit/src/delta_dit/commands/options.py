@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from delta_dit.config import Schedule
+from delta_dit.objective import Objective, Target
 from frugal_shared.config import CommandConfig, RunConfig
 from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
 
@@ -150,10 +151,12 @@ class CalibrateConfig(ConditionsConfig):
     """Sampling steps."""
     guidance: float | None = None
     """Guidance scale; unset: the model's own."""
-    samples: int = 32
+    samples: int = 8
     """Images to measure on."""
-    batch_size: int = 32
+    batch_size: int = 8
     """Images drawn at once."""
+    move_steps: bool = False
+    """Put the steps where the solver needs them, before all else; plans made from it have steps of their own."""
     seed: int = 1000
     """Of the noise; away from 0, so that results are not measured on what the plan was made with."""
 
@@ -169,18 +172,27 @@ class PlanConfig(CommandConfig):
     """Find which steps reuse which blocks, from a calibration or, without any model, by a fixed schedule."""
 
     speedup: float | None = None
-    """How many times fewer block evaluations; unset: 1.6, unless an error or a PSNR is given."""
+    """How many times fewer block evaluations than the uncached run; unset: 1.6, unless another goal is given."""
+    budget: float | None = None
+    """Instead: what a run may cost, in evaluations of the whole transformer; with a calibration."""
     max_error: float | None = None
     """Instead: the fastest plan whose images differ by at most this (root mean square ÷ that of the images)."""
     min_psnr: float | None = None
     """Instead: the fastest plan whose images have at least this mean PSNR in dB to the uncached ones."""
     calibration: Path | None = None
     """The run folder of `calibrate`, or a calibration's file; unset: a fixed schedule."""
+    target: Target | None = None
+    """Be near to the "uncached" images of as many steps, or to the "exact" ones of very many, with as many steps as are
+    best for it; unset: exact for a budget, if there is an exact image."""
+    reference_steps: int | None = None
+    """Steps that count as exact; unset: ten times the calibration's."""
+    objective: Objective = "mean"
+    """What counts over the samples: the mean PSNR, that of the worst, or the median."""
     refine: bool = True
     """With a calibration: try the best plans on the model itself, and improve the winner."""
-    samples: int = 24
+    samples: int = 8
     """Images that --refine compares plans on."""
-    evaluations: int = 60
+    evaluations: int = 40
     """How many plans --refine may try."""
     device: str | None = None
     """Where --refine draws: cpu, cuda, cuda:1 (the second GPU) or mps. Unset: a GPU if there is one."""
@@ -198,7 +210,9 @@ class PlanConfig(CommandConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         check_positive(self, "samples", "evaluations", "steps", "blocks")
-        given = [name for name in ("speedup", "max_error", "min_psnr") if getattr(self, name) is not None]
+        given = [name for name in ("speedup", "budget", "max_error", "min_psnr") if getattr(self, name) is not None]
+        if self.reference_steps is not None:
+            check_positive(self, "reference_steps")
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} are both given; allowed: one of them")
         if given:
@@ -259,7 +273,9 @@ class AnalyzeConfig(ModelConfig):
             raise UsageError(f"steps={self.steps!r} leaves nothing to reuse; allowed: 2 or more")
 
 
-METHODS = ("fewer-steps", "naive-feature-cache", "front", "rear", "paper", "generic", "calibrated")
+MOVED = "moved-steps"
+"""The uncached run of as many steps as the cost allows, where the solver needs them: for --target exact."""
+METHODS = ("fewer-steps", MOVED, "naive-feature-cache", "front", "rear", "paper", "generic", "calibrated")
 PEERS = ("FirstBlockCache", "TaylorSeer", "MagCache", "DBCache")
 
 
@@ -275,8 +291,14 @@ class BenchConfig(ConditionsConfig):
     """Sampling steps of the reference; unset: the model's usual number."""
     speedup: float = 1.6
     """How many times fewer multiply-accumulates every method is to need."""
+    budget: float | None = None
+    """Instead: what a run may cost, in evaluations of the whole transformer."""
+    target: Target = "uncached"
+    """Which images are to be met: the "uncached" ones of the same steps, or the "exact" ones of very many."""
+    reference_steps: int | None = None
+    """Steps that count as exact; unset: twenty times the reference's, for --target exact alone."""
     plan: Path | None = None
-    """A calibrated plan, as JSON; unset: the one that is shipped for an embedded model at this speedup, if any."""
+    """A calibrated plan, as JSON; unset: the one that is shipped for an embedded model at this cost, if any."""
     methods: tuple[str, ...] = ()
     """Only these rows beside the uncached one; unset: all."""
     samples: int | None = None
@@ -300,9 +322,11 @@ class BenchConfig(ConditionsConfig):
         """Check the values."""
         super().__post_init__()
         check_positive(self, "seeds", "batch_size", "tries", "repeats")
-        for name in ("steps", "samples"):
+        for name in ("steps", "samples", "reference_steps"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
+        if self.budget is not None and not self.budget >= 1:
+            raise UsageError(f"budget={self.budget!r} is less than one full step costs; allowed: 1 or more")
         if not self.speedup >= 1:
             raise UsageError(f"speedup={self.speedup!r} is not possible; allowed: 1 or more")
         for method in self.methods:

@@ -66,12 +66,16 @@ def calibrated(config: PlanConfig, path: Path) -> DeltaPlan:
     from delta_dit.commands.calibrate import FILE
 
     found = Calibration.load(path if path.is_file() else path / FILE)
-    wanted: dict[str, Any] = {"speedup": config.speedup, "min_psnr": config.min_psnr, "max_error": config.max_error}
+    costs = ("speedup", "budget", "min_psnr", "max_error")
+    wanted: dict[str, Any] = {name: getattr(config, name) for name in costs}
     if set(wanted.values()) == {None}:
         wanted["speedup"] = DEFAULT_SPEEDUP
+    wanted |= {"target": config.target, "objective": config.objective}
     if not config.refine:
         return found.plan(**wanted)
-    plan = found.plan(**wanted, trial=trial_of(found, config), evaluations=config.evaluations)
+    trial = trial_of(found, config)
+    Console(stderr=True).print(f"plan: tries at most {config.evaluations} plans, each on {config.samples} images")
+    plan = found.plan(**wanted, trial=trial, evaluations=config.evaluations)
     return replace(plan, provenance=plan.provenance | {"psnr_seed": found.about["seed"] + 1})
 
 
@@ -81,9 +85,9 @@ def trial_of(calibration: "Calibration", config: PlanConfig) -> "Trial":
     Raises:
         UsageError: the calibration was not made by the command, and does not say what it drew.
     """
-    import torch
     from accelerate import Accelerator
 
+    from delta_dit.commands.calibrate import drawing
     from delta_dit.commands.models import load_sampler
     from delta_dit.trial import Trial
     from frugal_shared.evaluation import chunks
@@ -98,23 +102,19 @@ def trial_of(calibration: "Calibration", config: PlanConfig) -> "Trial":
     with use_device(ProcessConfig(device=config.device)):
         sampler.pipe.to(Accelerator().device)
     batches = list(chunks(config.samples, BATCH, 0, 1))
-    return Trial(
-        sampler.pipe,
-        lambda: torch.cat([sampler.draw(about["seed"] + 1, batch) for batch in batches]),
-        calibration.levels,
-    )
+    return Trial.of(drawing(sampler, about["seed"] + 1, batches), config.reference_steps)
 
 
 def print_plan(plan: DeltaPlan) -> None:
     """Print a plan as a table."""
     cost = f"{plan.blocks_run()} of {plan.steps * plan.blocks} block evaluations"
     table = Table(title=f"{plan.mac_speedup():.3f}× fewer: {cost}")
-    for heading in ("step", "noise level", "action", "blocks reused", "order of Δ"):
+    for heading in ("step", "noise level", "action", "blocks reused", "forecast"):
         table.add_column(heading, justify="right")
     for step, action in enumerate(plan.actions):
         level = "" if plan.levels is None else f"{plan.levels[step]:.3f}"
         if isinstance(action, Full):
             table.add_row(str(step), level, "full", "", "")
         else:
-            table.add_row(str(step), level, "reuse", f"{action.start} to {action.stop - 1}", str(action.order))
+            table.add_row(str(step), level, "reuse", f"{action.start} to {action.stop - 1}", action.forecast)
     Console().print(table)

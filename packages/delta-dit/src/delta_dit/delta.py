@@ -96,6 +96,15 @@ class DeltaRecord:
         self.steps = [step, *self.steps][:keep]
         self.deltas = [delta, *self.deltas][:keep]
 
+    def trim(self, keep: int) -> None:
+        """Forget all but the newest ``keep``."""
+        del self.steps[keep:], self.deltas[keep:]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the Δs take."""
+        return sum(stream.nbytes for delta in self.deltas for stream in delta if stream is not None)
+
     def at(self, step: int, order: int) -> Streams:
         """Return the Δ to add at ``step``: the newest (order 0), or the line through the newest two (order 1)."""
         if order == 0 or len(self.deltas) < 2:

@@ -26,13 +26,33 @@ from diffusers.hooks import (
     HookRegistry,
     ModelHook,
     apply_first_block_cache,
-    apply_group_offloading,
+)
+from tiny_diffusers import (
+    BARE,
+    BLOCKS,
+    FAST,
+    NOTHING,
+    PAPER,
+    STEPS,
+    Pipe,
+    attention_calls,
+    cached,
+    dit,
+    draw,
+    flux,
+    guided,
+    latents,
+    pixel,
+    sample_ddim,
+    sample_flow,
+    sd3,
 )
 
 from delta_dit import (
     DeltaCacheConfig,
     DeltaPlan,
     PixelDiTPipeline,
+    delta_cache,
     delta_cache_stats,
     disable_delta_cache,
     enable_delta_cache,
@@ -41,132 +61,6 @@ from delta_dit.cache_mixin import patch_diffusers, unpatch_diffusers
 from delta_dit.delta_plan import Reuse
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-BLOCKS = 4
-STEPS = 8
-FAST = DeltaCacheConfig(speedup=2.0)
-PAPER = DeltaCacheConfig(schedule="paper", interval=2, cached_blocks=3)  # full at even steps
-NOTHING = DeltaCacheConfig(speedup=1.0)
-
-
-# Tiny models and pipelines
-
-
-def shaken(model, scale=0.15):
-    """Give a model weights (and gates) large enough that every block changes the picture."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
-    return model.eval()
-
-
-def dit(channels=3, out_channels=None, classes=4):
-    return shaken(
-        DiTTransformer2DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=channels,
-            out_channels=out_channels,
-            num_layers=BLOCKS,
-            sample_size=8,
-            patch_size=2,
-            num_embeds_ada_norm=classes,
-        )
-    )
-
-
-def sd3():
-    return shaken(
-        SD3Transformer2DModel(
-            sample_size=8,
-            num_layers=BLOCKS,
-            in_channels=4,
-            out_channels=4,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=12,
-            caption_projection_dim=16,
-            pooled_projection_dim=10,
-            pos_embed_max_size=8,
-        )
-    )
-
-
-def flux():
-    return shaken(
-        FluxTransformer2DModel(
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=8,
-            num_attention_heads=2,
-            joint_attention_dim=12,
-            pooled_projection_dim=10,
-            axes_dims_rope=(2, 2, 4),
-        )
-    )
-
-
-def pixel(scheduler=None):
-    pipe = PixelDiTPipeline(dit(), scheduler or DPMSolverMultistepScheduler())
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def draw(pipe, seed=0, **options):
-    """Return the last sample of a run, which an image would clamp to [0, 1]."""
-    samples = []
-    step = pipe.scheduler.step
-
-    def spy(*args, **kwargs):
-        output = step(*args, **kwargs)
-        samples.append(output[0] if isinstance(output, tuple) else output.prev_sample)
-        return output
-
-    torch.manual_seed(seed)  # for schedulers that add noise
-    pipe.scheduler.step = spy
-    try:
-        pipe(
-            **{"class_labels": [0, 1], "num_inference_steps": STEPS} | options,
-            generator=torch.Generator().manual_seed(seed),
-        )
-    finally:
-        del pipe.scheduler.step
-    return samples[-1]
-
-
-def attention_calls(transformer):
-    """Count what really runs: the calls of the blocks' attention."""
-    calls = []
-    for name, module in transformer.named_modules():
-        if name.endswith((".attn", ".attn1")):
-            module.register_forward_hook(lambda *_: calls.append(1))
-    return calls
-
-
-def cached(pipe, config, **options):
-    """Draw with the cache; return the images and the statistics."""
-    enable_delta_cache(pipe, config)
-    try:
-        return draw(pipe, **options), delta_cache_stats(pipe)
-    finally:
-        disable_delta_cache(pipe)
-
-
-class Pipe:
-    """All that the cache asks of a pipeline."""
-
-    def __init__(self, transformer, scheduler=None, **more):
-        self.transformer = transformer
-        self.scheduler = scheduler or DDIMScheduler()
-        vars(self).update(more)
-
-
-def latents(step, channels=3):
-    """A sample that does not depend on the model."""
-    return torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(100 + step))
-
 
 # Solvers
 
@@ -232,32 +126,6 @@ def test_the_latent_pipeline_of_diffusers(guidance):
     assert not torch.equal(sample, uncached)
 
 
-def sample_flow(pipe, separate=False):
-    """The loop of the pipelines of SD3 (guidance in one doubled batch) and Flux (``separate`` calls)."""
-    generator = torch.Generator().manual_seed(0)
-    names = {"encoder_hidden_states": (2, 3, 12), "pooled_projections": (2, 10)}
-    text = {name: torch.randn(shape, generator=generator) for name, shape in names.items()}
-    positions = {}
-    sample = torch.randn(1, 4, 8, 8, generator=generator)
-    if isinstance(pipe.transformer, FluxTransformer2DModel):
-        sample, positions = sample.reshape(1, 16, 16), {"img_ids": torch.zeros(16, 3), "txt_ids": torch.zeros(3, 3)}
-    parts = [{name: value[i : i + 1] for name, value in text.items()} for i in range(2)]
-
-    def predict(sample, t, text):
-        timestep = t.expand(len(sample)) / (1000 if separate else 1)
-        return pipe.transformer(sample, timestep=timestep, **text, **positions).sample
-
-    pipe.scheduler.set_timesteps(STEPS)
-    with torch.no_grad():
-        for t in pipe.scheduler.timesteps:
-            if separate:
-                cond, uncond = (predict(sample, t, part) for part in parts)
-            else:
-                cond, uncond = predict(torch.cat([sample] * 2), t, text).chunk(2)
-            sample = pipe.scheduler.step(uncond + 3 * (cond - uncond), t, sample).prev_sample
-    return sample
-
-
 @pytest.mark.parametrize("make, separate", [(sd3, False), (flux, True)])
 def test_flow_matching_with_text(make, separate):
     pipe = Pipe(make(), FlowMatchEulerDiscreteScheduler())
@@ -309,22 +177,6 @@ def test_a_stream_that_ends_in_the_last_block_ends_there_when_it_is_skipped():
 
 
 # Guidance in separate calls. The samples do not depend on the model here, so that single calls can be compared.
-
-
-PROMPTS = (torch.tensor([0, 1]), torch.tensor([4, 4]))  # the last label is the empty one
-
-
-def guided(pipe, calls_at, prompts=PROMPTS):
-    """Make, at each step, the calls named by ``calls_at(step)``; return the outputs by (step, call)."""
-    pipe.scheduler.set_timesteps(STEPS)
-    outputs = {}
-    with torch.no_grad():
-        for step, t in enumerate(pipe.scheduler.timesteps):
-            for call in calls_at(step):
-                labels = prompts[call]
-                x = latents(step).to(pipe.transformer.dtype)
-                outputs[step, call] = pipe.transformer(x, t.expand(2), class_labels=labels).sample
-    return outputs
 
 
 def test_separate_guidance_equals_fused_guidance():
@@ -560,14 +412,25 @@ def test_a_run_after_one_that_was_interrupted_is_as_undisturbed(bare, stop):
     assert all(torch.equal(a, b) for a, b in zip(again, undisturbed, strict=True))
 
 
-def test_the_deltas_are_let_go_when_diffusers_resets_the_caches_of_a_model():
+def test_the_deltas_of_a_run_that_broke_off_are_let_go_when_diffusers_resets_the_caches_of_a_model():
+    expected = sample_flow(enable_delta_cache(Pipe(flux(), FlowMatchEulerDiscreteScheduler()), FAST), separate=True)
     pipe = enable_delta_cache(Pipe(flux(), FlowMatchEulerDiscreteScheduler()), FAST)
-    first = sample_flow(pipe, separate=True)
+    countdown = iter(range(2))
+
+    def fail(*_):
+        if next(countdown, None) is None:
+            raise Trouble
+
+    step = pipe.scheduler.step
+    pipe.scheduler.step = lambda *args: fail() or step(*args)
+    with pytest.raises(Trouble):
+        sample_flow(pipe, separate=True)
+    del pipe.scheduler.step
     cache = pipe.transformer._diffusers_hook.get_hook("delta_cache_root").caches.cache
     assert cache.branches
     pipe.transformer._reset_stateful_cache()  # what pipelines of a CacheMixin model do at the end
     assert not cache.branches
-    assert torch.equal(sample_flow(pipe, separate=True), first)
+    assert torch.equal(sample_flow(pipe, separate=True), expected)
 
 
 # Threads, dtypes, gradients
@@ -587,21 +450,6 @@ def in_threads(*tasks):
     for thread in threads:
         thread.join()
     return [results[number] for number in range(len(tasks))]
-
-
-def sample_ddim(transformer, seed):
-    """A run of DDIM on a bare transformer, with a scheduler of its own."""
-    scheduler = DDIMScheduler()
-    scheduler.set_timesteps(STEPS)
-    sample = latents(seed)
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            outputs = [transformer(sample, t.expand(2), class_labels=labels).sample[:, :3] for labels in PROMPTS]
-            sample = scheduler.step(2 * outputs[0] - outputs[1], t, sample).prev_sample
-    return sample
-
-
-BARE = DeltaCacheConfig(speedup=2.0, num_inference_steps=STEPS)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -772,14 +620,15 @@ def test_one_line_says_what_is_wrong_and_the_model_is_left_as_it_was():
     assert forwards(model) == before
 
 
-def test_a_plan_for_another_number_of_steps_is_refused_when_the_run_begins():
+def test_a_plan_for_another_number_of_steps_runs_in_full_and_for_its_own_as_planned():
     pipe = enable_delta_cache(pixel(), DeltaCacheConfig(plan=DeltaPlan.of(BLOCKS, [None, Reuse(0, 2)])))
     for _ in range(2):
-        with pytest.raises(ValueError, match="the plan is for 2 steps"):
-            draw(pipe)
+        assert torch.equal(draw(pipe), draw(pixel()))
+    assert delta_cache_stats(pipe).reuse_calls == 0
     assert torch.equal(
         draw(pipe, num_inference_steps=2), cached(pixel(), pipe.transformer._cache_config, num_inference_steps=2)[0]
     )
+    assert delta_cache_stats(pipe).reuse_calls == 1
 
 
 def test_hooks_that_fail_to_install_are_rolled_back(monkeypatch):
@@ -801,10 +650,35 @@ def test_hooks_that_fail_to_install_are_rolled_back(monkeypatch):
     enable_delta_cache(pipe)
 
 
-def test_a_second_cache_is_refused():
+def test_enabling_again_is_harmless_and_another_config_replaces_the_first():
+    pipe = enable_delta_cache(pixel(), FAST)
+    draw(pipe)
+    hooks = forwards(pipe.transformer)
+    enable_delta_cache(pipe, DeltaCacheConfig(speedup=FAST.speedup))
+    assert forwards(pipe.transformer) == hooks and delta_cache_stats(pipe).calls == STEPS
+    enable_delta_cache(pipe, PAPER)
+    assert pipe.transformer._cache_config == PAPER and delta_cache_stats(pipe).calls == 0
+    assert torch.equal(draw(pipe), cached(pixel(), PAPER)[0])
+    with pytest.raises(ValueError, match="the plan is for 5 blocks"):
+        enable_delta_cache(pipe, DeltaPlan.of(BLOCKS + 1, [None] * STEPS))
+    assert pipe.transformer._cache_config == PAPER and delta_cache_stats(pipe).calls == STEPS
+    disable_delta_cache(pipe)
+    assert torch.equal(draw(pipe), draw(pixel()))
+
+
+def test_after_a_with_block_an_outer_cache_is_back():
+    pipe = enable_delta_cache(pixel(), FAST)
+    expected = draw(pipe)
+    with delta_cache(pipe, PAPER):
+        assert torch.equal(draw(pipe), cached(pixel(), PAPER)[0])
+    assert torch.equal(draw(pipe), expected) and delta_cache_stats(pipe).calls == 2 * STEPS
+    with delta_cache(pipe, FAST):
+        draw(pipe)
+    assert delta_cache_stats(pipe).calls == 3 * STEPS
+
+
+def test_a_cache_of_another_kind_is_refused():
     pipe = enable_delta_cache(Pipe(flux()), FAST)
-    with pytest.raises(ValueError, match="already has a delta cache"):
-        enable_delta_cache(pipe, FAST)
     with pytest.raises(ValueError, match=r"already been enabled with .*DeltaCacheConfig"):
         pipe.transformer.enable_cache(FirstBlockCacheConfig())  # by diffusers itself
     disable_delta_cache(pipe)
@@ -968,40 +842,6 @@ def test_offloading_by_accelerate_which_pipelines_renew_after_every_generation(f
     assert torch.equal(draw(pipe), uncached) and len(moved) == 3 * STEPS
 
 
-def offload_in_groups(pipe, folder, blocks=1):
-    """On a CPU only the disk shows whether a block was loaded before it ran."""
-    cpu = torch.device("cpu")
-    apply_group_offloading(pipe.transformer, cpu, cpu, num_blocks_per_group=blocks, offload_to_disk_path=str(folder))
-    return pipe
-
-
-def flow():
-    return Pipe(sd3(), FlowMatchEulerDiscreteScheduler())  # DiT cannot be offloaded: it reads block 0 from outside
-
-
-@pytest.mark.parametrize("ours_first, blocks", [(True, 1), (False, 1), (True, 3)])
-def test_group_offloading(tmp_path, ours_first, blocks):
-    expected = sample_flow(enable_delta_cache(flow(), FAST))
-    if ours_first:
-        pipe = offload_in_groups(enable_delta_cache(flow(), FAST), tmp_path, blocks)
-    else:
-        pipe = enable_delta_cache(offload_in_groups(flow(), tmp_path, blocks), FAST)
-    assert torch.equal(sample_flow(pipe), expected) and not delta_cache_stats(pipe).fallbacks
-    disable_delta_cache(pipe)
-    assert torch.equal(sample_flow(pipe), sample_flow(flow()))
-
-
-def test_group_offloading_that_does_not_stand_skipped_blocks_is_refused(tmp_path):
-    pipe = offload_in_groups(flow(), tmp_path, blocks=2)
-    with pytest.raises(ValueError, match="groups of several blocks; enable the delta cache first"):
-        enable_delta_cache(pipe, FAST)
-
-    pipe = offload_in_groups(flow(), tmp_path / "streams")
-    pipe.transformer.transformer_blocks[0]._diffusers_hook.get_hook("group_offloading").group.stream = object()
-    with pytest.raises(ValueError, match="offloaded with streams; enable the delta cache first"):
-        enable_delta_cache(pipe, FAST)
-
-
 # torch.compile
 
 
@@ -1043,6 +883,15 @@ def test_compilation_happens_once_and_changes_nothing(recipe, first):
     draw(pipe)
 
 
+def test_one_graph_around_our_hooks_is_refused_with_what_to_do():
+    torch._dynamo.reset()
+    pipe = enable_delta_cache(Pipe(flux(), FlowMatchEulerDiscreteScheduler()), FAST)
+    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match=r"instead of compile_repeated_blocks\(fullgraph=True\)") as error:
+        sample_flow(pipe)
+    assert "\n" not in str(error.value)
+
+
 # patch_diffusers
 
 
@@ -1061,8 +910,7 @@ def test_enable_cache_of_diffusers_takes_our_config(patched, make):
     model.disable_cache()  # nothing to do
     model.enable_cache(BARE)
     assert model.is_cache_enabled
-    with pytest.raises(ValueError, match="already has a delta cache"):
-        model.enable_cache(BARE)
+    model.enable_cache(BARE)  # again
     with pytest.raises(ValueError, match=r"already been enabled|allowed: DeltaCacheConfig"):
         model.enable_cache(FirstBlockCacheConfig())
     assert delta_cache_stats(model).calls == 0

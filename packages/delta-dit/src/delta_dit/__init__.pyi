@@ -1,10 +1,19 @@
 from .adapters import Adapter, Stack, register_adapter
-from .attach import DeltaCacheStats, delta_cache, delta_cache_stats, disable_delta_cache, enable_delta_cache
+from .attach import (
+    delta_cache,
+    delta_cache_request,
+    delta_cache_stats,
+    disable_delta_cache,
+    enable_delta_cache,
+    end_delta_cache_request,
+)
 from .cache_mixin import patch_diffusers
 from .calibration import Calibration, calibrate
 from .config import DeltaCacheConfig
 from .delta_plan import DeltaPlan
 from .embedded.pixel import PixelDiTPipeline
+from .stats import DeltaCacheStats
+from .summary import DeltaCacheSummary, delta_cache_summary
 from .trial import Trial
 
 __version__: str
@@ -13,15 +22,19 @@ __all__ = [
     "Calibration",
     "DeltaCacheConfig",
     "DeltaCacheStats",
+    "DeltaCacheSummary",
     "DeltaPlan",
     "PixelDiTPipeline",
     "Stack",
     "Trial",
     "calibrate",
     "delta_cache",
+    "delta_cache_request",
     "delta_cache_stats",
+    "delta_cache_summary",
     "disable_delta_cache",
     "enable_delta_cache",
+    "end_delta_cache_request",
     "patch_diffusers",
     "register_adapter",
 ]

@@ -1,71 +1,42 @@
 """What each block does in the transformer call at hand: the state of one transformer's Δ-cache, and its decisions.
 
-A call is recognised by its position in the run (see :mod:`delta_dit.clock`) and by its branch: with separate
-classifier-free guidance a step has two calls, each with Δs of its own. The plan says what such a call should do.
-Whatever does not fit costs a full call, counted by reason, and never an image: the first call of a run or of a branch,
-other shapes or conditions in mid-run, a Δ older than the plan has it, a scheduler that does not know where it is.
+A call is recognised by its position in the run (see :mod:`delta_dit.clock`) and by its branch (see
+:mod:`delta_dit.branch`). The plan says what such a call should do. Whatever does not fit costs a full call, counted by
+reason, and never an image: the first call of a run or of a branch, other shapes or conditions in mid-run, a Δ older
+than the plan has it, a scheduler that does not know where it is, another cache, a number of steps without a plan.
 """
 
 import itertools
-import weakref
-from collections import Counter
-from collections.abc import Iterable, Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from delta_dit.adapters import Block
+from delta_dit.branch import Branch, branch_of
 from delta_dit.clock import Clock
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta import DeltaRecord, DeltaSum, Streams, add_delta
-from delta_dit.delta_plan import DeltaPlan, Full, Range, Reuse
+from delta_dit.delta_plan import DeltaPlan, Range, Reuse
+from delta_dit.run import Run
+from delta_dit.stats import DeltaCacheStats
 
-MAX_BRANCHES = 16
-"""Bounds the memory of a loop that makes endless calls at one step; guidance makes 2 or 3, tiled sampling more."""
-
-
-@dataclass
-class DeltaCacheStats:
-    """What a cached transformer did since the cache was enabled, calls with gradients on (never cached) apart."""
-
-    calls: int = 0
-    reuse_calls: int = 0
-    blocks_run: int = 0
-    blocks_total: int = 0
-    fallbacks: Counter[str] = field(default_factory=Counter)
-    """Calls that the plan wanted to reuse and that ran in full, by reason."""
-
-    @property
-    def block_speedup(self) -> float:
-        """Block evaluations without the cache ÷ with it."""
-        return self.blocks_total / self.blocks_run if self.blocks_run else float("nan")
-
-    def __add__(self, other: "DeltaCacheStats") -> "DeltaCacheStats":
-        return DeltaCacheStats(
-            self.calls + other.calls,
-            self.reuse_calls + other.reuse_calls,
-            self.blocks_run + other.blocks_run,
-            self.blocks_total + other.blocks_total,
-            self.fallbacks + other.fallbacks,
-        )
-
-
-@dataclass
-class Branch:
-    """The calls, one per step, that share their conditions (prompt or class labels), and the Δs recorded from them."""
-
-    signature: list[Any]
-    inputs: list[weakref.ref[Tensor]]
-    step: int = -1  # of the newest call
-    constant: int = 0  # how many input tensors were the very same in the newest two calls
-    called: list[int] = field(default_factory=list)  # the blocks that our hooks saw in the newest full call
-    records: dict[Range, DeltaRecord] = field(default_factory=dict)
-
-    def shared(self, inputs: Iterable[Tensor]) -> int:
-        """Return how many of these tensors are the very same as in the newest call."""
-        return sum(known() is tensor for known, tensor in zip(self.inputs, inputs))
+LOST = "the scheduler does not know the step"
+ALIKE = "the calls of a step cannot be told apart"
+NOTHING_DUE = "no step of the run was one that reuses"
+OUTSIDE = "the blocks are called by somebody else"
+_ADVICE = {
+    LOST: "is it the scheduler of the pipeline that draws? If not, enable the cache on that pipeline",
+    ALIKE: "name them with the transformer's cache_context",
+    NOTHING_DUE: "it broke off or began late, or requests take turns, which need names: see delta_cache_request",
+    OUTSIDE: "another cache was put on after this one; disable one of them",
+}
+_PATIENCE = 4
+"""After how many calls in a row whose step is not known this is told."""
 
 
 @dataclass
@@ -113,38 +84,71 @@ class Call:
 
 
 class DeltaCache:
-    """One transformer's cache: its plan, its branches with their Δs, and the call in progress."""
+    """One transformer's cache in one thread or request: its run, its branches with their Δs, the call in progress.
 
-    def __init__(self, config: DeltaCacheConfig, blocks: list[Block], clock: Clock) -> None:
+    Args:
+        config: what to do.
+        blocks: the transformer's.
+        clock: tells where in a run a call stands.
+        look: called when a run begins; says why nothing can be reused in it, if so.
+        tell: called with what the user should know.
+    """
+
+    def __init__(
+        self,
+        config: DeltaCacheConfig,
+        blocks: list[Block],
+        clock: Clock,
+        look: Callable[[], str | None] = lambda: None,
+        tell: Callable[[str], None] = warnings.warn,
+    ) -> None:
         self.config = config
         self.blocks = blocks
         self.clock = clock
+        self.look = look
+        self.tell = tell
         self.stats = DeltaCacheStats()
         self.writes_in_place = False  # whether the model changes a block's output afterwards, see DeltaSum
-        self.reset()
+        self._forget()
 
     def reset(self) -> None:
-        """Forget the run and all recorded Δs; the next call begins a new run."""
+        """End the run, and forget it and all recorded Δs; the next call begins a new one."""
+        self._end_run()
+        self.abort()
+
+    def abort(self) -> None:
+        """Forget a run that failed, and all recorded Δs."""
         self.clock.restart()
         self._forget()
 
     def _forget(self) -> None:
-        self.call = Call()
-        self.run: int | None = None
-        self.plan: DeltaPlan | None = None
+        self.call: Call | None = None  # outside of the transformer's forward
+        self.run: Run | None = None
         self.branches: list[Branch] = []
+        self.lost = 0  # calls in a row whose step was not known
 
-    def begin(self, timestep: Any, inputs: Any) -> None:
-        """Decide what the blocks will do in the call with these inputs that is about to happen."""
-        position = self.clock.tick(timestep)
-        if position is None:
-            self.call = Call(fallback="the scheduler does not know the step")
-            return
-        if position.run != self.run:
-            self._forget()
-            self.plan = self.config.plan_for(self.clock.steps, len(self.blocks), self.clock.levels)
-            self.run = position.run
-        self.call = self._decide(position.step, self._branch(position.step, inputs))
+    def begin(self, timestep: Any, inputs: dict[str, Any], name: str | None = None) -> None:
+        """Decide what the blocks will do in the call with these inputs that is about to happen.
+
+        Args:
+            timestep: the transformer's.
+            inputs: the transformer's other arguments.
+            name: the call's, where somebody names the calls of a step.
+        """
+        with self.timed():
+            position = self.clock.tick(timestep)
+            if position is None:
+                self._lose()
+                return
+            self.lost = 0
+            run = self._run_of(position.run)
+            self._go_to(run, position.step)
+            if run.obstacle is not None:
+                self.call = Call(fallback=run.obstacle)
+            elif position.step > run.last_reuse:
+                self.call = Call()
+            else:
+                self.call = self._decide(run, branch_of(self.branches, position.step, name, inputs))
 
     def end(self) -> bool:
         """Keep what the call recorded. Return whether its output is good.
@@ -152,56 +156,117 @@ class DeltaCache:
         It is not where our hooks saw other blocks than in the call that recorded the Δs: another hook began to bypass
         blocks, or a hook of ours was lost. Then the call must be made again, without the cache.
         """
-        call, self.call = self.call, Call()
-        good = True
-        if call.branch is not None:
-            if call.called != call.branch.called:
-                call.branch.records.clear()
-                good = not call.reuses
-            if not call.reuses:
-                call.branch.called = call.called
-                self._record(call.branch, call)
-        self._count(call, good)
+        with self.timed():
+            call, self.call = self.call or Call(), Call()
+            good = True
+            if call.branch is not None:
+                if call.called != call.branch.called:
+                    call.branch.records.clear()
+                    good = not call.reuses
+                if not call.reuses:
+                    call.branch.called = call.called
+                    self._record(call.branch, call)
+            self._count(call, good)
+            if self.run is not None and self.run.at_its_last_step:
+                self._end_run()
         return good
 
-    def _branch(self, step: int, inputs: Any) -> Branch:
-        """Return the branch that a call belongs to, a new one if need be.
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of what the cache itself does."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stats.seconds += time.perf_counter() - start
 
-        Branches have an order within a step, but a guidance interval may drop any of them. What tells them apart for
-        sure are the tensors that a pipeline hands over again and again, above all the prompt's.
-        """
-        leaves = list(_leaves(inputs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        signature = [_describe(leaf) for leaf in leaves]
-        shared = [
-            (known.shared(tensors), known)
-            for known in self.branches
-            if known.step != step and known.signature == signature
-        ]
-        shared = [(count, known) for count, known in shared if count >= known.constant]
-        constant, branch = max(shared, key=lambda pair: pair[0], default=(0, None))
+    def pass_by(self) -> None:
+        """Let every block of the call that is about to happen run, and count nothing."""
+        self.call = Call()
+
+    def leave(self) -> None:
+        """Note that the transformer's forward is over."""
+        self.call = None
+
+    def surprised(self, block: int) -> Call:
+        """Return what a block does that is called outside of the transformer's forward, and count it once per call."""
+        if block == 0 and not torch.is_grad_enabled():  # as gradient checkpointing does
+            self._explain(OUTSIDE)
+            self.stats.fallbacks[OUTSIDE] += 1
+        return Call()
+
+    # Runs
+
+    def _run_of(self, number: int) -> Run:
+        if self.run is not None and self.run.number == number:
+            return self.run
+        self._end_run()
+        self._forget()
+        obstacle = self.look()
+        try:
+            plan = self.config.plan_for(self.clock.steps, len(self.blocks), self.clock.levels)
+        except ValueError as error:  # a warm-up of one step, or a number of steps that the plan is not for
+            plan = DeltaPlan.of(len(self.blocks), [None] * self.clock.steps)
+            obstacle = obstacle or f"no plan: {error}"
+        if obstacle is not None:
+            self._explain(obstacle)
+        self.stats.plan = plan
+        self.run = Run(number, plan, self._pieces, obstacle)
+        return self.run
+
+    def _end_run(self) -> None:
+        run = self.run
+        if run is None or run.ended:
+            return
+        run.ended = True
+        if run.reused_nothing and run.obstacle is None:
+            if not run.fallbacks:
+                self.stats.fallbacks[NOTHING_DUE] += run.calls
+            self._explain(max(run.fallbacks, key=run.fallbacks.__getitem__, default=NOTHING_DUE))
+
+    def _lose(self) -> None:
+        self.call = Call(fallback=LOST)
+        self.lost += 1
+        if self.lost == _PATIENCE:
+            self._explain(LOST)
+
+    def _explain(self, reason: str) -> None:
+        advice = _ADVICE.get(reason)
+        self.tell(f"the delta cache reuses nothing: {reason}" + (f"; {advice}" if advice else ""))
+
+    # Calls
+
+    def _go_to(self, run: Run, step: int) -> None:
+        """Let go of what no step from here on reads."""
+        if step == run.step:
+            return
+        run.step = step
+        if step > run.last_reuse:
+            self.branches = []
+        for branch in self.branches:
+            branch.trim(run.needs[step - 1] if step else {})
+
+    def _decide(self, run: Run, branch: Branch | None) -> Call:
+        step = run.step
+        action = run.plan.actions[step]
         if branch is None:
-            branch = Branch(signature, [])
-            self.branches = [*self.branches[-MAX_BRANCHES + 1 :], branch]
-        branch.step, branch.constant = step, constant
-        branch.inputs = [weakref.ref(tensor) for tensor in tensors]
-        return branch
-
-    def _decide(self, step: int, branch: Branch) -> Call:
-        assert self.plan is not None
-        action, call = self.plan.actions[step], Call(branch, step)
-        full, wanted = next((i, a.records) for i in range(step, -1, -1) if isinstance(a := self.plan.actions[i], Full))
+            return Call(fallback=ALIKE if isinstance(action, Reuse) else None)
+        call, needed = Call(branch, step), run.needs[step]
+        full, wanted = run.last_full(step)
         if isinstance(action, Reuse):
             pieces = self._pieces(action.range)
-            records = [branch.records.get(piece) for piece in pieces]
-            if all(record is not None and record.steps[0] >= full for record in records):
+            records = [branch.records.get(piece, DeltaRecord()) for piece in pieces]
+            if all(record.steps and record.steps[0] >= full for record in records):
                 call.skips = action.range
-                call.deltas = {p: r.forecast(step, action) for p, r in zip(pieces, records) if r is not None}
+                call.deltas = {piece: record.forecast(step, action) for piece, record in zip(pieces, records)}
+                branch.trim(needed)
                 return call
             call.fallback = "the Δ is out of date" if branch.records else "no Δ was recorded yet"
         # a reuse that is not possible stands in for the full step before it
-        pieces = {piece for blocks in wanted for piece in self._pieces(blocks)}
-        call.sums = {piece: DeltaSum(copy=self.writes_in_place) for piece in sorted(pieces)}
+        for piece in sorted({piece for blocks in wanted for piece in self._pieces(blocks)} & needed.keys()):
+            call.sums[piece] = DeltaSum(copy=self.writes_in_place)
+            if piece in branch.records:
+                branch.records[piece].trim(needed[piece] - 1)  # makes room for the new one
         return call
 
     def _pieces(self, blocks: Range) -> list[Range]:
@@ -211,13 +276,15 @@ class DeltaCache:
         return list(itertools.pairwise(cuts))
 
     def _record(self, branch: Branch, call: Call) -> None:
-        assert self.plan is not None
-        order = max((a.order for a in self.plan.actions if isinstance(a, Reuse)), default=0)
+        assert self.run is not None
         for piece, total in call.sums.items():
             delta = total.total()
             self.writes_in_place |= total.spoilt
             if delta is not None:
-                branch.records.setdefault(piece, DeltaRecord()).push(call.step, delta, keep=1 + order)
+                record = branch.records.setdefault(piece, DeltaRecord())
+                record.push(call.step, delta, keep=self.run.needs[call.step][piece])
+        held = sum(record.nbytes for each in self.branches for record in each.records.values())
+        self.stats.delta_bytes = max(self.stats.delta_bytes, held)
 
     def _count(self, call: Call, good: bool) -> None:
         ran = len(call.called) - call.skipped
@@ -228,24 +295,5 @@ class DeltaCache:
         fallback = call.fallback if good else "other hooks changed which blocks are called"
         if fallback is not None:
             self.stats.fallbacks[fallback] += 1
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield what nested arguments are made of: keys, lengths and values."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _leaves(item)
-    elif isinstance(value, list | tuple):
-        yield len(value)
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
-
-
-def _describe(leaf: Any) -> Any:
-    """Return what must not change from one call of a branch to the next."""
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype, leaf.device
-    return leaf if isinstance(leaf, str | int | torch.Size | None) else type(leaf)
+        if self.run is not None:
+            self.run.count(call.reuses and good, fallback)

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+MOST_TIMESTEPS = 3
+"""How many timesteps the calls of one step may have: a model may be called for known frames, too."""
+
 
 class Position(NamedTuple):
     """A step of a run. Runs are numbered, so that the start of a new one cannot be missed."""
@@ -60,6 +63,7 @@ class SchedulerClock:
         self.timesteps: torch.Tensor | None = None
         self.levels: list[float] = []
         self.step = 0
+        self.seen: list[float] = []
 
     def tick(self, timestep: Any) -> Position | None:
         """See :class:`Clock`."""
@@ -69,7 +73,7 @@ class SchedulerClock:
         if self.scheduler.timesteps is not self.timesteps:  # every run begins with set_timesteps: a new tensor
             self._begin()
         step = self._step(timestep)
-        if step is None or not 0 <= step < self.steps:
+        if step is None or not 0 <= step < self.steps or self._is_idle(step, timestep):
             return None
         self.run += step < self.step  # a loop that does not set its timesteps anew
         self.step = step
@@ -80,7 +84,10 @@ class SchedulerClock:
         training_steps = self.scheduler.config.get("num_train_timesteps", 1000)
         self.values = torch.empty(0) if self.timesteps is None else self.timesteps.cpu()
         self.levels = [float(t) / training_steps for t in self.values]
+        if self.levels and self.levels[0] < self.levels[-1]:  # invert_sigmas: 1 is the image
+            self.levels = [1 - level for level in self.levels]
         self.step = 0
+        self.seen = []
         self.run += 1
 
     def _step(self, timestep: Any) -> int | None:
@@ -94,6 +101,21 @@ class SchedulerClock:
         found = self._find(timestep)
         # a model may have a timestep of its own unit, in [0, 1]: in no schedule, or by chance its last
         return 0 if counts and found in (None, self.steps - 1) else found
+
+    def _is_idle(self, step: int, timestep: Any) -> bool:
+        """Return whether another scheduler drives the transformer, so that this one does not move.
+
+        It was never set up, or its counter stands still while the timesteps go on. They are read where that takes no
+        waiting for a GPU.
+        """
+        if getattr(self.scheduler, "num_inference_steps", 0) is None:
+            return True
+        if step != self.step:
+            self.seen = []
+        if isinstance(timestep, torch.Tensor) and timestep.device.type == "cpu" and timestep.numel():
+            value = float(timestep.max())
+            self.seen += [value] if value not in self.seen else []
+        return hasattr(self.scheduler, "step_index") and len(self.seen) > MOST_TIMESTEPS
 
     def _find(self, timestep: Any) -> int | None:
         """Return the first step with this timestep: DDIM and DDPM keep no counter."""
@@ -111,7 +133,7 @@ class TimestepClock:
     on: enable the cache anew between them, or on a pipeline.
     """
 
-    levels = None
+    levels: Sequence[float] | None = None
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -141,3 +163,25 @@ class TimestepClock:
 
     def _goes_on(self, change: float) -> bool:
         return self.direction * change >= 0 and self.step + 1 < self.steps
+
+
+class RequestClock(TimestepClock):
+    """Counts the steps of one request, or is told them by the loop that serves it.
+
+    Args:
+        steps: T.
+        levels: noise level of each step in [0, 1], 1 = pure noise, if known.
+    """
+
+    def __init__(self, steps: int, levels: Sequence[float] | None = None) -> None:
+        super().__init__(steps)
+        self.levels = levels
+        self.told: int | None = None
+
+    def tick(self, timestep: Any) -> Position | None:
+        """See :class:`Clock`."""
+        if self.told is None:
+            return super().tick(timestep)
+        self.run += self.run < 0 or self.told < self.step  # a request that is served again from its beginning
+        self.step = self.told
+        return Position(self.run, self.step)

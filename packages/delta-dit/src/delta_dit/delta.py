@@ -99,6 +99,15 @@ class DeltaRecord:
         self.steps = [step, *self.steps][:keep]
         self.deltas = [delta, *self.deltas][:keep]
 
+    def trim(self, keep: int) -> None:
+        """Forget all but the newest ``keep``."""
+        del self.steps[keep:], self.deltas[keep:]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the Δs take."""
+        return sum(stream.nbytes for delta in self.deltas for stream in delta if stream is not None)
+
     def forecast(self, step: int, reuse: Reuse) -> Streams:
         """Return the Δ to add at ``step``: a·Δ_s + b·Δ_p of the newest two."""
         a, b = reuse.coefficients(self.steps[0], self.steps[1] if len(self.steps) > 1 else None, step)

@@ -186,33 +186,45 @@ class DeltaPlan:
         return peak * (2 if extrapolates else 1) * tensor_bytes
 
     def resample(self, levels: Sequence[float]) -> "DeltaPlan":
-        """Return this plan carried over to other sampling steps by their noise levels.
+        """Return this plan carried over to other sampling steps by their noise levels; it saves as much as before.
 
-        Around each noise level as large a share of steps is reused as here: a full step and the reuse steps after it
-        are one cycle, and where a cycle now has twice the steps it takes place twice, so that runs of reuse do not
-        become longer. Ranges come from the nearest level.
+        Around each noise level about as large a share of steps is reused as here: a full step and the reuse steps after
+        it are one cycle, and where a cycle now has twice the steps it takes place twice, so that runs of reuse do not
+        become longer. What is reused keeps its order. The share of blocks that is saved stays, to within one reuse
+        step; of a run that begins late, as image-to-image does, that of the rest of this plan.
 
         Raises:
             ValueError: this plan does not know its own noise levels.
         """
         if self.levels is None:
             raise ValueError(f"a plan for {self.steps} steps without noise levels; allowed: {self.steps} steps only")
+        if levels[0] < levels[-1]:  # 1 is the image, as some schedulers have it
+            levels = [1 - level for level in levels]
         if len(levels) == self.steps and all(math.isclose(a, b, abs_tol=0.005) for a, b in zip(levels, self.levels)):
             return self
+        begin = self._first_covered(levels)
+        chosen = _thinned([reuse for reuse in self.reuses[begin + 1 :] if reuse], len(levels), self.steps - begin)
         # Step i of the new schedule covers the cell [edges[i], edges[i + 1]) of the old one, in units of old steps.
         at = [_position(self.levels, level) for level in levels]
-        edges = [-0.5, *((a + b) / 2 for a, b in itertools.pairwise(at)), self.steps - 0.5]
+        edges = [begin - 0.5, *((a + b) / 2 for a, b in itertools.pairwise(at)), self.steps - 0.5]
         shares = self._reuse_shares()
-        old = [(step, reuse) for step, reuse in enumerate(self.reuses) if reuse]
+        wanted = [0.0, *(_mean_within(shares, low, high) for low, high in itertools.pairwise(edges[1:]))]
+        if self.reuses[-1] is None:  # the image is most sensitive to the last step
+            wanted[-1] = 0.0
         reuses: list[Reuse | None] = []
         debt = 0.0
-        for position, low, high in zip(at, edges, edges[1:]):
-            debt += _mean_within(shares, low, high)
-            due = bool(reuses) and debt > 1 - 1e-9
-            nearest = min(old, key=lambda item: abs(item[0] - position))[1] if due else None
-            reuses.append(nearest and replace(nearest, weights=None))  # they were fitted to other steps
+        for share in _scaled(wanted, len(chosen), max(shares)):
+            debt += share
+            due = debt > 1 - 1e-6
+            reuses.append(replace(chosen.pop(0), weights=None) if due else None)
             debt -= due
         return DeltaPlan.of(self.blocks, reuses, levels=tuple(levels), provenance=self.provenance)
+
+    def _first_covered(self, levels: Sequence[float]) -> int:
+        """Return the first step of this plan that a run of these levels does not begin behind."""
+        assert self.levels is not None
+        gap = levels[0] - levels[1] if len(levels) > 1 else 0.0
+        return math.ceil(_position(self.levels, levels[0] + gap / 2) - 1e-6)
 
     def _reuse_shares(self) -> list[float]:
         """Return for each step the share of reuse steps in its cycle."""
@@ -392,6 +404,35 @@ def _position(levels: Sequence[float], level: float) -> float:
         if level >= low:
             return index + min(1.0, max(0.0, (high - level) / (high - low))) if high > low else float(index)
     return float(len(levels) - 1)
+
+
+def _thinned(reuses: Sequence[Reuse], steps: int, old_steps: int) -> list[Reuse]:
+    """Return as many of these, in their order, as save the same share of ``steps`` as they do of ``old_steps``."""
+    target = sum(reuse.width for reuse in reuses) * steps / old_steps
+
+    def picked(count: int) -> list[Reuse]:
+        return [reuses[(2 * k + 1) * len(reuses) // (2 * count)] for k in range(count)]
+
+    choices = [picked(count) for count in range(steps if reuses else 1)]  # the first step is full
+    return min(choices, key=lambda choice: abs(sum(reuse.width for reuse in choice) - target))
+
+
+def _scaled(shares: Sequence[float], total: int, most: float) -> list[float]:
+    """Return shares in proportion to these, the first of which is 0, that sum to ``total``; none above ``most``.
+
+    Where that is not possible, all the others count alike, or ``most`` gives way.
+    """
+    most = max(most, total / max(1, len(shares) - 1))
+    if sum(share > 0 for share in shares) * most < total:
+        shares = [0.0, *(share + 0.1 for share in shares[1:])]
+    full: set[int] = set()
+    while True:
+        free = sum(share for i, share in enumerate(shares) if i not in full)
+        factor = (total - most * len(full)) / free if free > 0 else 0.0
+        above = {i for i, share in enumerate(shares) if i not in full and share * factor > most}
+        if not above:
+            return [most if i in full else share * factor for i, share in enumerate(shares)]
+        full |= above
 
 
 def _mean_within(values: Sequence[float], low: float, high: float) -> float:

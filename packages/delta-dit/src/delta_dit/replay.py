@@ -13,8 +13,9 @@ import torch
 from diffusers.hooks import ModelHook
 
 from delta_dit.adapters import adapter_for, argument_reader
-from delta_dit.attach import add_hook, remove_hook, sole_transformer
+from delta_dit.attach import sole_transformer
 from delta_dit.clock import SchedulerClock
+from delta_dit.hook_chain import add_hook, remove_hook
 
 HOOK = "delta_cache_replay"
 

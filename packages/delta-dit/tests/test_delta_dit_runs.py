@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from delta_dit.commands.cli import main
 from delta_dit.commands.models import load_sampler
 from delta_dit.commands.pictures import to_bytes
-from delta_dit.delta_plan import paper
 from delta_dit.embedded.judge import load_judge
 from delta_dit.embedded.pixel import embedded_folder
+from delta_dit.schedules import paper
 from frugal_shared.errors import RunError
 
 TINY = ["--steps", "4", "--blocks", "2", "--heads", "1", "--batch-size", "8", "--save-every", "2", "--cpu"]

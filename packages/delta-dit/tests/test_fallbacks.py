@@ -38,7 +38,8 @@ from tiny_diffusers import (
 )
 
 from delta_dit import DeltaCacheConfig, DeltaPlan, delta_cache_stats, enable_delta_cache
-from delta_dit.delta_plan import Reuse, generic
+from delta_dit.delta_plan import Reuse
+from delta_dit.schedules import generic
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

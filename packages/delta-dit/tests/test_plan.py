@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from delta_dit.commands.cli import main
-from delta_dit.delta_plan import DeltaPlan, Full, Reuse, for_speedup, front, generic, middle, paper, rear
+from delta_dit.delta_plan import DeltaPlan, Full, Reuse
+from delta_dit.schedules import for_speedup, front, generic, middle, paper, rear
 
 
 def levels(steps: int) -> tuple[float, ...]:

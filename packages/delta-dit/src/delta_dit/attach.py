@@ -58,15 +58,13 @@ def enable_delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None
         raise ValueError("num_inference_steps=None cannot be known from a bare transformer; allowed: 1 or more")
     for transformer in transformers:
         _check(transformer, config)
-    if pipeline is not None:
-        _space(pipeline.scheduler, config.plan)
+    _space(model, config.plan)
     try:
         for transformer in transformers:
             _enable(transformer, config, pipeline)
     except BaseException:
         _restore(before)
-        if pipeline is not None:
-            restore_steps(pipeline.scheduler)
+        _space(model, None)
         raise
     return model
 
@@ -75,8 +73,7 @@ def disable_delta_cache(model: Model) -> Model:
     """Take the Δ-cache off again; a model without one is left alone. Returns ``model``."""
     for transformer in transformers_of(model):
         _detach(transformer)
-    if getattr(model, "scheduler", None) is not None:
-        restore_steps(model.scheduler)
+    _space(model, None)
     return model
 
 
@@ -98,8 +95,7 @@ def delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None = None
         yield model
     finally:
         _restore(before)
-        if getattr(model, "scheduler", None) is not None:
-            _space(model.scheduler, next((caches.config.plan for _, caches in before if caches is not None), None))
+        _space(model, next((caches.config.plan for _, caches in before if caches is not None), None))
 
 
 @contextmanager
@@ -202,8 +198,11 @@ def _check(transformer: nn.Module, config: DeltaCacheConfig) -> None:
         config.plan_for(config.num_inference_steps, len(blocks))
 
 
-def _space(scheduler: Any, plan: DeltaPlan | None) -> None:
-    """Let a scheduler take a plan's own steps, if it has some."""
+def _space(model: Any, plan: DeltaPlan | None) -> None:
+    """Let a pipeline's scheduler take a plan's own steps, or else those that are its own."""
+    scheduler = getattr(model, "scheduler", None)
+    if scheduler is None:
+        return
     if plan is None or plan.moved is None:
         restore_steps(scheduler)
     else:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from delta_dit import delta_plan as plans
+from delta_dit import schedules
 from delta_dit.delta_plan import DeltaPlan
 
 Schedule = Literal["generic", "paper", "front", "rear", "middle"]
@@ -66,14 +66,18 @@ class DeltaCacheConfig:
         if self.plan is not None:
             return _fit(self.plan, steps, blocks, levels)
         if self.schedule == "generic":
-            return plans.generic(steps, blocks, self.speedup)
+            return schedules.generic(steps, blocks, self.speedup)
         if self.interval is not None and self.cached_blocks is not None:
             interval, cached = self.interval, self.cached_blocks
         else:
-            interval, cached = plans.for_speedup(steps, blocks, self.speedup)
+            interval, cached = schedules.for_speedup(steps, blocks, self.speedup)
         if self.schedule == "paper":
-            return plans.paper(steps, blocks, interval, cached, self.early_steps)
-        fixed: dict[str, Callable[..., DeltaPlan]] = {"front": plans.front, "rear": plans.rear, "middle": plans.middle}
+            return schedules.paper(steps, blocks, interval, cached, self.early_steps)
+        fixed: dict[str, Callable[..., DeltaPlan]] = {
+            "front": schedules.front,
+            "rear": schedules.rear,
+            "middle": schedules.middle,
+        }
         return fixed[self.schedule](steps, blocks, interval, cached)
 
 

@@ -112,7 +112,7 @@ class DeltaRecord:
         """Return the Δ to add at ``step``: a·Δ_s + b·Δ_p of the newest two."""
         a, b = reuse.coefficients(self.steps[0], self.steps[1] if len(self.steps) > 1 else None, step)
         total = a + b  # a·Δ_s + b·Δ_p is one interpolation, and where the weights do not sum to 1 one product more
-        streams = self.deltas[0] if b == 0 else _lerp(*self.deltas, b / total)
+        streams = self.deltas[0] if b == 0 else _lerp(self.deltas[0], self.deltas[1], b / total)
         return streams if math.isclose(total, 1) else tuple(None if d is None else total * d for d in streams)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from delta_dit.delta_plan import DeltaPlan, Reuses
 from delta_dit.moved_steps import improve_steps
@@ -11,9 +11,6 @@ from delta_dit.planner import Planner
 from delta_dit.refinement import refine
 from delta_dit.trial import Trial, Values
 
-if TYPE_CHECKING:
-    from delta_dit.calibration import Calibration
-
 REFERENCE = 10
 """Times the calibration's steps count as the exact solution."""
 LONGER = 3
@@ -21,14 +18,14 @@ LONGER = 3
 STEP_COUNTS = 8
 """How many numbers of steps are looked at."""
 STARTS = 2
-"""How many plans are refined."""
+"""Of how many numbers of steps more plans are tried."""
 
 
 class Goal:
     """What a plan of a calibrated model is for.
 
     Args:
-        found: the calibration.
+        found: the :class:`~delta_dit.calibration.Calibration`.
         target: which images a plan's should be.
         objective: what counts over the samples.
         trial: tries plans; default: predictions.
@@ -38,16 +35,15 @@ class Goal:
         ValueError: an unknown target or objective, or nothing exact that could be the target.
     """
 
-    def __init__(
-        self, found: "Calibration", target: Target, objective: Objective, trial: Trial | None, evaluations: int
-    ) -> None:
+    def __init__(self, found: Any, target: Target, objective: Objective, trial: Trial | None, evaluations: int) -> None:
         check_goal(target, objective)
         if target == "exact" and not found.convergence.exists:
             raise ValueError(
                 "target='exact' means nothing here: twice the steps do not bring the images nearer to one another, as "
                 "of stochastic solvers and of models distilled for few steps; allowed: uncached"
             )
-        self.found, self.target, self.objective, self.trial = found, target, objective, trial
+        self.found, self.target, self.trial = found, target, trial
+        self.objective: Objective = objective
         self.evaluations = evaluations
         self.exact = None
         if trial is not None:
@@ -166,7 +162,7 @@ class Goal:
     def _told(self, reuses: Reuses, values: Values | None) -> dict[str, Any]:
         """Return how good a plan is, and how that is known: for its provenance."""
         error = self._predicted(reuses)
-        told = self.found.about | {"target": self.target, "objective": self.objective}
+        told: dict[str, Any] = self.found.about | {"target": self.target, "objective": self.objective}
         if self.found.spacing is not None:
             told["even_in_lambda"] = self.found.spacing.share
         told["predicted_psnr_db"] = -10 * math.log10(error) if error > 0 else None

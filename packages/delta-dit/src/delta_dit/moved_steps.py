@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 Argument = Literal["timesteps", "sigmas"]
+MOVES = "moves_steps_of_a_plan"  # marks the method that stands in for a scheduler's own
 GRID = 1000  # levels that a density is known at
 NEAREST = 1e-3
 """How near to pure noise and to no noise sigmas may come: λ is infinite there."""
@@ -105,13 +106,13 @@ def move_steps(scheduler: Any, argument: Argument, values: Iterable[float]) -> N
             return plain(num_inference_steps, device, **options)
         return plain(device=device, **options | {argument: given})
 
-    set_timesteps.moves = True
+    setattr(set_timesteps, MOVES, True)
     scheduler.set_timesteps = set_timesteps
 
 
 def restore_steps(scheduler: Any) -> None:
     """Undo :func:`move_steps`; a scheduler that is as it was is left alone."""
-    if hasattr(vars(scheduler).get("set_timesteps"), "moves"):
+    if hasattr(vars(scheduler).get("set_timesteps"), MOVES):
         del scheduler.set_timesteps
 
 

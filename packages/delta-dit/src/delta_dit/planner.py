@@ -9,9 +9,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 
-from delta_dit.delta_plan import Reuses, generic
+from delta_dit.delta_plan import Reuses
 from delta_dit.error_model import ErrorModel
 from delta_dit.frontier import Frontier
+from delta_dit.schedules import generic
 
 Quality = Callable[[Reuses], float]
 """How good a plan is, in dB."""

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from delta_dit.commands.options import PlanConfig
 from delta_dit.config import DeltaCacheConfig
-from delta_dit.delta_plan import DeltaPlan, Full, for_speedup
+from delta_dit.delta_plan import DeltaPlan, Full
+from delta_dit.schedules import for_speedup
 from frugal_shared.config import ProcessConfig
 from frugal_shared.errors import UsageError
 from frugal_shared.writing import write_json

@@ -9,11 +9,12 @@ from delta_dit.commands import options as configs
 from delta_dit.commands import peers
 from delta_dit.commands.cli import main
 from delta_dit.commands.frechet import REAL_SEED, real_images
+from delta_dit.delta_plan import DeltaPlan, Reuse
 from delta_dit.embedded.judge import load_judge
 from frugal_shared.datasets import TexturedDigits
 
 QUICK = ["--steps", "4", "--samples", "2", "--batch-size", "2", "--repeats", "1", "--tries", "2", "--cpu"]
-KEYS = {"method", "mac_speedup", "wall_speedup", "psnr_db", "ssim", "latent_rel_l1"}
+KEYS = {"method", "cost_steps", "mac_speedup", "worst_psnr_db", "wall_speedup", "psnr_db", "ssim", "latent_rel_l1"}
 KEYS |= {"outline_accuracy", "texture_accuracy", "frechet_distance"}
 
 
@@ -38,6 +39,23 @@ def test_bench_compares_at_the_same_cost_and_says_why_it_cannot(tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["generic_psnr_db"] == rows["generic"]["psnr_db"]
+
+
+def test_bench_compares_with_the_exact_images_at_a_budget(tmp_path):
+    pytest.importorskip("torchmetrics")
+    out, plan = tmp_path / "rows.json", tmp_path / "plan.json"
+    spaced = {"timesteps": (995.0, 900.0, 600.0, 200.0), "provenance": {"even_in_lambda": 0.5, "generations": 34.0}}
+    DeltaPlan.of(12, [None, None, Reuse(0, 12), None], **spaced).save(plan)
+    arguments = ["--target", "exact", "--budget", "3", "--reference-steps", "16", "--plan", str(plan)]
+    arguments += ["--methods", "fewer-steps", "moved-steps", "generic", "calibrated", "--json", str(out)]
+    assert main(["bench", *QUICK, *arguments, "--output-dir", str(tmp_path / "run")]) == 0
+    rows = rows_of(out)
+    assert list(rows) == ["uncached", "fewer-steps", "moved-steps", "generic", "calibrated"]
+    assert all(row["psnr_exact_db"] > 10 and row["worst_psnr_db"] <= row["psnr_exact_db"] for row in rows.values())
+    assert rows["uncached"]["cost_steps"] == 4 and rows["uncached"]["psnr_db"] is None
+    assert rows["moved-steps"]["cost_steps"] == rows["fewer-steps"]["cost_steps"] == 3
+    assert rows["moved-steps"]["psnr_exact_db"] != rows["fewer-steps"]["psnr_exact_db"]
+    assert 3 < rows["calibrated"]["cost_steps"] < 3.1 and rows["calibrated"]["tuning_generations"] == 34
 
 
 def test_speedup_one_is_the_uncached_picture(tmp_path):
@@ -91,6 +109,9 @@ BAD = [
     (["--samples", "0"], 2, "samples=0"),
     (["--model", "no-such-model"], 1, "no-such-model"),
     (["--labels", "77"], 2, "77"),
+    (["--budget", "0.5"], 2, "budget=0.5"),
+    (["--budget", "21"], 2, "budget=21"),
+    (["--target", "best"], 2, "best"),
 ]
 
 

@@ -261,6 +261,17 @@ def test_calibrate_a_pipeline_from_python_and_plan_with_it() -> None:
     assert delta_cache_stats(pipe).block_speedup == pytest.approx(plan.mac_speedup())
 
 
+def test_what_is_measured_is_without_the_cache_that_is_on() -> None:
+    cached, plain = tiny().pipe, tiny().pipe
+    enable_delta_cache(cached, DeltaPlan.of(BLOCKS, [None, Reuse(0, 3)]))
+    found, wanted = (calibrate(pipe, [{"class_labels": [0]}], steps=2) for pipe in (cached, plain))
+    np.testing.assert_array_equal(found.sketches, wanted.sketches)
+    np.testing.assert_array_equal(found.harm, wanted.harm)
+    assert found.convergence == wanted.convergence
+    cached([0], num_inference_steps=2)
+    assert delta_cache_stats(cached).reuse_calls == 1  # it is back
+
+
 def test_prompts_are_inputs() -> None:
     class Asked(PixelDiTPipeline):
         def __call__(self, prompt, **options):

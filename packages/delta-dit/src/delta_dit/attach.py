@@ -53,7 +53,7 @@ def enable_delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None
     config = config if isinstance(config, DeltaCacheConfig) else DeltaCacheConfig(plan=config)
     pipeline = None if getattr(model, "scheduler", None) is None else model
     transformers = transformers_of(model)
-    before = [(transformer, _caches(transformer)) for transformer in transformers]
+    before = _state_of(transformers)
     if pipeline is None and config.num_inference_steps is None:
         raise ValueError("num_inference_steps=None cannot be known from a bare transformer; allowed: 1 or more")
     for transformer in transformers:
@@ -63,8 +63,7 @@ def enable_delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None
         for transformer in transformers:
             _enable(transformer, config, pipeline)
     except BaseException:
-        _restore(before)
-        _space(model, None)
+        _restore(model, before)
         raise
     return model
 
@@ -89,13 +88,23 @@ def delta_cache_stats(model: Any) -> DeltaCacheStats:
 @contextmanager
 def delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None = None) -> Iterator[Model]:
     """Enable the Δ-cache in a ``with`` block (see :func:`enable_delta_cache`); one from before is back after it."""
-    before = [(transformer, _caches(transformer)) for transformer in transformers_of(model)]
+    before = _state_of(transformers_of(model))
     enable_delta_cache(model, config)
     try:
         yield model
     finally:
-        _restore(before)
-        _space(model, next((caches.config.plan for _, caches in before if caches is not None), None))
+        _restore(model, before)
+
+
+@contextmanager
+def uncached(model: Model) -> Iterator[Model]:
+    """Take the Δ-cache off in a ``with`` block, if there is one; it is back after it."""
+    before = _state_of(transformers_of(model))
+    disable_delta_cache(model)
+    try:
+        yield model
+    finally:
+        _restore(model, before)
 
 
 @contextmanager
@@ -215,7 +224,7 @@ def _enable(transformer: nn.Module, config: DeltaCacheConfig, pipeline: Any | No
         _detach(transformer)
         look = partial(survey, transformer)
         _attach(transformer, Caches(config, type(transformer).__name__, blocks_of(transformer), pipeline, look))
-    elif not caches.follows(pipeline):
+    elif pipeline is not None and caches.pipeline is not pipeline:
         caches.follow(pipeline)
 
 
@@ -238,12 +247,21 @@ def _detach(transformer: Any) -> None:
     _forget_registries(transformer)
 
 
-def _restore(before: list[tuple[nn.Module, Caches | None]]) -> None:
-    for transformer, caches in before:
+def _state_of(transformers: list[nn.Module]) -> list[tuple[nn.Module, Caches | None, Any]]:
+    """Return each transformer's caches, and the pipeline that they follow."""
+    found = [(transformer, _caches(transformer)) for transformer in transformers]
+    return [(transformer, caches, None if caches is None else caches.pipeline) for transformer, caches in found]
+
+
+def _restore(model: Any, before: list[tuple[nn.Module, Caches | None, Any]]) -> None:
+    for transformer, caches, pipeline in before:
         if _caches(transformer) is not caches:
             _detach(transformer)
             if caches is not None:
                 _attach(transformer, caches)
+        if caches is not None and caches.pipeline is not pipeline:
+            caches.follow(pipeline)
+    _space(model, next((caches.config.plan for _, caches, _ in before if caches is not None), None))
 
 
 def _caches(transformer: nn.Module) -> Caches | None:

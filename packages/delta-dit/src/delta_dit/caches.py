@@ -47,14 +47,15 @@ class Caches:
         self._told: set[str] = set()
 
     def follow(self, pipeline: Any | None) -> None:
-        """Take the steps from this pipeline's scheduler from now on; None: off the timesteps."""
+        """Take the steps from this pipeline's scheduler from now on; None: off the timesteps. Runs begin anew."""
         self._pipeline = None if pipeline is None else weakref.ref(pipeline)  # it holds the transformer, which holds us
         self._scheduler = getattr(pipeline, "scheduler", None)
         self._of_thread = threading.local()
 
-    def follows(self, pipeline: Any | None) -> bool:
-        """Return whether the steps are those of this pipeline's scheduler, or of any at all if it is None."""
-        return pipeline is None or (self._pipeline is not None and self._pipeline() is pipeline)
+    @property
+    def pipeline(self) -> Any | None:
+        """Whose scheduler tells the steps, if it is still there."""
+        return None if self._pipeline is None else self._pipeline()
 
     @property
     def cache(self) -> DeltaCache:
@@ -97,7 +98,7 @@ class Caches:
     def _clock(self) -> Clock:
         if self._pipeline is None:
             return TimestepClock(self.config.num_inference_steps or 0)
-        return SchedulerClock(self._pipeline() or SimpleNamespace(scheduler=self._scheduler))
+        return SchedulerClock(self.pipeline or SimpleNamespace(scheduler=self._scheduler))
 
     def _new(self, clock: Clock) -> DeltaCache:
         cache = DeltaCache(self.config, self.blocks, clock, self.look, self._tell)

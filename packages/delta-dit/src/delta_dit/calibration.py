@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from delta_dit.attach import sole_transformer
+from delta_dit.attach import sole_transformer, uncached
 from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse
 from delta_dit.draws import Draws, drawn_from
@@ -237,7 +237,7 @@ def measure(
         progress: wraps the list of the probes.
     """
     pipe = draws.pipe
-    with recording(pipe) as recorder, draws.spaced(steps):
+    with uncached(pipe), recording(pipe) as recorder, draws.spaced(steps):
         drawn = [(batch, images := draws.draw(batch, steps), recorder.take(len(images))) for batch in draws.batches]
         known = [(batch, torch.tensor([recorder.clock.levels], dtype=torch.float64)) for batch in draws.batches]
     images = draws.gather([(batch, images) for batch, images, _ in drawn])

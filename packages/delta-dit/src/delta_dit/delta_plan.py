@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from delta_dit.moved_steps import Argument
+from delta_dit.resampling import mean_within, position, scaled, thinned
 from delta_dit.writing import write_bytes
 
 SCHEMA = 1
@@ -201,17 +202,19 @@ class DeltaPlan:
         if len(levels) == self.steps and all(math.isclose(a, b, abs_tol=0.005) for a, b in zip(levels, self.levels)):
             return self
         begin = self._first_covered(levels)
-        chosen = _thinned([reuse for reuse in self.reuses[begin + 1 :] if reuse], len(levels), self.steps - begin)
+        reused = [reuse for reuse in self.reuses[begin + 1 :] if reuse]
+        kept = thinned([reuse.width for reuse in reused], len(levels), self.steps - begin)
+        chosen = [reused[index] for index in kept]
         # Step i of the new schedule covers the cell [edges[i], edges[i + 1]) of the old one, in units of old steps.
-        at = [_position(self.levels, level) for level in levels]
+        at = [position(self.levels, level) for level in levels]
         edges = [begin - 0.5, *((a + b) / 2 for a, b in itertools.pairwise(at)), self.steps - 0.5]
         shares = self._reuse_shares()
-        wanted = [0.0, *(_mean_within(shares, low, high) for low, high in itertools.pairwise(edges[1:]))]
+        wanted = [0.0, *(mean_within(shares, low, high) for low, high in itertools.pairwise(edges[1:]))]
         if self.reuses[-1] is None:  # the image is most sensitive to the last step
             wanted[-1] = 0.0
         reuses: list[Reuse | None] = []
         debt = 0.0
-        for share in _scaled(wanted, len(chosen), max(shares)):
+        for share in scaled(wanted, len(chosen), max(shares)):
             debt += share
             due = debt > 1 - 1e-6
             reuses.append(replace(chosen.pop(0), weights=None) if due else None)
@@ -222,7 +225,7 @@ class DeltaPlan:
         """Return the first step of this plan that a run of these levels does not begin behind."""
         assert self.levels is not None
         gap = levels[0] - levels[1] if len(levels) > 1 else 0.0
-        return math.ceil(_position(self.levels, levels[0] + gap / 2) - 1e-6)
+        return math.ceil(position(self.levels, levels[0] + gap / 2) - 1e-6)
 
     def _reuse_shares(self) -> list[float]:
         """Return for each step the share of reuse steps in its cycle."""
@@ -300,51 +303,6 @@ def _needed(reuses: Sequence[Reuse | None], step: int) -> tuple[Range, ...]:
         if full_seen > 1:
             break
     return tuple(ranges)
-
-
-def _position(levels: Sequence[float], level: float) -> float:
-    """Return where ``level`` lies among the falling ``levels``, as a fractional index; linear between them."""
-    for index, (high, low) in enumerate(itertools.pairwise(levels)):
-        if level >= low:
-            return index + min(1.0, max(0.0, (high - level) / (high - low))) if high > low else float(index)
-    return float(len(levels) - 1)
-
-
-def _thinned(reuses: Sequence[Reuse], steps: int, old_steps: int) -> list[Reuse]:
-    """Return as many of these, in their order, as save the same share of ``steps`` as they do of ``old_steps``."""
-    target = sum(reuse.width for reuse in reuses) * steps / old_steps
-
-    def picked(count: int) -> list[Reuse]:
-        return [reuses[(2 * k + 1) * len(reuses) // (2 * count)] for k in range(count)]
-
-    choices = [picked(count) for count in range(steps if reuses else 1)]  # the first step is full
-    return min(choices, key=lambda choice: abs(sum(reuse.width for reuse in choice) - target))
-
-
-def _scaled(shares: Sequence[float], total: int, most: float) -> list[float]:
-    """Return shares in proportion to these, the first of which is 0, that sum to ``total``; none above ``most``.
-
-    Where that is not possible, all the others count alike, or ``most`` gives way.
-    """
-    most = max(most, total / max(1, len(shares) - 1))
-    if sum(share > 0 for share in shares) * most < total:
-        shares = [0.0, *(share + 0.1 for share in shares[1:])]
-    full: set[int] = set()
-    while True:
-        free = sum(share for i, share in enumerate(shares) if i not in full)
-        factor = (total - most * len(full)) / free if free > 0 else 0.0
-        above = {i for i, share in enumerate(shares) if i not in full and share * factor > most}
-        if not above:
-            return [most if i in full else share * factor for i, share in enumerate(shares)]
-        full |= above
-
-
-def _mean_within(values: Sequence[float], low: float, high: float) -> float:
-    """Return the mean over [low, high) of the step function that is ``values[i]`` on [i − ½, i + ½)."""
-    if high <= low:
-        return 0.0
-    overlaps = (max(0.0, min(high, i + 0.5) - max(low, i - 0.5)) for i in range(len(values)))
-    return sum(value * overlap for value, overlap in zip(values, overlaps)) / (high - low)
 
 
 def _falling(values: Sequence[float]) -> bool:

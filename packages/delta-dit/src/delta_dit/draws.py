@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from delta_dit.attach import delta_cache
+from delta_dit.attach import delta_cache, uncached
 from delta_dit.delta_plan import DeltaPlan, Reuse
 from delta_dit.moved_steps import Spacing, moved
 from delta_dit.replay import Outputs, replaying
@@ -61,7 +61,7 @@ class Draws(Generic[Batch]):
             steps: of the solver.
             spaced: whether they lie where ``spacing`` has them, or where the scheduler has them.
         """
-        with self.spaced(steps) if spaced else nullcontext():
+        with uncached(self.pipe), self.spaced(steps) if spaced else nullcontext():
             images = self.gather([(batch, self.draw(batch, steps)) for batch in self.batches])
         self.evaluations += steps * len(images)
         return images
@@ -78,7 +78,7 @@ class Draws(Generic[Batch]):
             first: where the run begins, a full step; the Δs reused later come from there on.
         """
         drawn, outputs = [], []
-        with delta_cache(self.pipe, plan):
+        with uncached(self.pipe), delta_cache(self.pipe, plan):
             for number, batch in enumerate(self.batches):
                 with replaying(self.pipe, known[number] if known else None, first) as given:
                     drawn.append((batch, self.draw(batch, steps)))

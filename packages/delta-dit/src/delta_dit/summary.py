@@ -13,13 +13,13 @@ class DeltaCacheSummary:
     """What the cache of each transformer did; as a string it is a table.
 
     Args:
-        transformers: the statistics by the name of the transformer's class.
+        transformers: of each the name of its class, its statistics, and why the next run will reuse nothing, if so.
     """
 
-    transformers: tuple[tuple[str, DeltaCacheStats], ...]
+    transformers: tuple[tuple[str, DeltaCacheStats, str | None], ...]
 
     def __str__(self) -> str:
-        return "\n\n".join(_table(name, stats) for name, stats in self.transformers)
+        return "\n\n".join(_table(*each) for each in self.transformers)
 
 
 def delta_cache_summary(model: Any) -> DeltaCacheSummary:
@@ -28,10 +28,10 @@ def delta_cache_summary(model: Any) -> DeltaCacheSummary:
     Raises:
         ValueError: no cache is enabled.
     """
-    return DeltaCacheSummary(tuple((caches.name, caches.stats) for caches in caches_of(model)))
+    return DeltaCacheSummary(tuple((caches.name, caches.stats, caches.look()) for caches in caches_of(model)))
 
 
-def _table(name: str, stats: DeltaCacheStats) -> str:
+def _table(name: str, stats: DeltaCacheStats, obstacle: str | None) -> str:
     saved = stats.blocks_total - stats.blocks_run
     rows = [
         ("transformer", name),
@@ -47,6 +47,8 @@ def _table(name: str, stats: DeltaCacheStats) -> str:
     ]
     if not stats.fallbacks:
         rows.append(("fallbacks", "none"))
+    if obstacle is not None:
+        rows.append(("next run", f"reuses nothing: {obstacle}"))
     width = max(len(title) for title, _ in rows)
     return "\n".join(f"{title:<{width}}  {text}" for title, text in rows)
 

@@ -1,9 +1,6 @@
 """The commands with the shipped models, as a user calls them."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -92,13 +89,14 @@ def test_refine_takes_anyones_map(tmp_path, photographs):
 
 
 @pytest.mark.multiprocess
-def test_two_processes_segment_as_one_does(tmp_path, photographs):
-    one, two = tmp_path / "one", tmp_path / "two"
-    command = [sys.executable, "-m", "clipsam", "segment", *map(str, photographs), "--cpu", "--batch-size", "1"]
-    for folder, processes in ((one, "1"), (two, "2")):
-        options = ["--output-dir", str(folder), "--num-processes", processes]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # more of them may sum in another order
-        subprocess.run([*command, *options], check=True, capture_output=True, env=one_thread)
+def test_two_processes_segment_as_one_does(laboratory, tmp_path, photographs):
+    one, two = tmp_path / "1", tmp_path / "2"
+    for folder in (one, two):
+        options = ["--cpu", "--batch-size", "1", "--output-dir", str(folder), "--num-processes", folder.name]
+        arguments = [["segment", *map(str, photographs), *options]]
+        world = int(folder.name)
+        answer = laboratory.ask(["clipsam"], folder, call="clipsam.commands.cli:main", args=arguments, world=world)
+        assert answer.codes == [0] * world, answer.errors
     for path in [*one.glob("*.png"), one / "segmentations.json"]:
         assert path.read_bytes() == (two / path.name).read_bytes(), path.name
 

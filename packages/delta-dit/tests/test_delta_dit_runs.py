@@ -1,10 +1,7 @@
 """The commands, run as a user runs them: resume, 1 process = 2 processes, and what they say when they cannot."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +26,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def on_one_and_two(folder: Path, *arguments: str) -> tuple[Path, Path]:
-    """Run a command here, and on two processes; return both run folders."""
-    one, two = folder / "1", folder / "2"
-    assert main([*arguments, "--output-dir", str(one), "--num-processes", "1"]) == 0
-    command = [sys.executable, "-m", "delta_dit", *arguments, "--output-dir", str(two), "--num-processes", "2"]
-    # one thread per process: two threads and a busy neighbour wait for each other at every step
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def on_one_and_two(laboratory, root: Path, *arguments: str) -> tuple[Path, Path]:
+    """Run a command on one and on two processes; return both run folders."""
+    one, two = root / "1", root / "2"
+    for folder in (one, two):
+        argv = [*arguments, "--output-dir", str(folder), "--num-processes", folder.name]
+        world = int(folder.name)
+        answer = laboratory.ask(["delta_dit"], folder, call="delta_dit.commands.cli:main", args=[argv], world=world)
+        assert answer.codes == [0] * world, answer.errors
     return one, two
 
 
@@ -67,16 +65,16 @@ def test_speedup_one_draws_what_no_cache_draws(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_two_processes_draw_the_bytes_of_one(tmp_path):
-    one, two = on_one_and_two(tmp_path, "generate", *FEW)
+def test_two_processes_draw_the_bytes_of_one(laboratory, tmp_path):
+    one, two = on_one_and_two(laboratory, tmp_path, "generate", *FEW)
     assert files(one / "images") == files(two / "images")
     assert json.loads((two / "manifest.json").read_text())["world_size"] == 2
 
 
 @pytest.mark.multiprocess
-def test_two_processes_give_the_demo_of_one(tmp_path):
+def test_two_processes_give_the_demo_of_one(laboratory, tmp_path):
     arguments = ["demo", "--samples", "10", "--batch-size", "4", "--steps", "4", "--repeats", "1", "--cpu"]
-    folders = on_one_and_two(tmp_path, *arguments)
+    folders = on_one_and_two(laboratory, tmp_path, *arguments)
     one, two = (load_file(folder / "samples.safetensors") for folder in folders)
     assert all(torch.equal(one[name], two[name]) for name in one)
     one, two = (json.loads((folder / "results.json").read_text()) for folder in folders)

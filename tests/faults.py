@@ -77,7 +77,16 @@ class Laboratory:
     def ask(self, packages, folder, **options):
         """Call a function in processes forked from one that has imported ``packages``; see ``forkserver.py``."""
         request = {"packages": packages, "folder": str(folder), "log": f"{folder}.log", "cwd": str(self.root)}
-        request |= {"env": {}, "patches": {}, "moments": {}, "world": 1, "kill_after": None, "disk": None, "user": None}
+        request |= {
+            "env": {},
+            "prepare": None,
+            "patches": {},
+            "moments": {},
+            "world": 1,
+            "kill_after": None,
+            "disk": None,
+            "user": None,
+        }
         request |= options
         self.server.stdin.write(json.dumps(request, default=str) + "\n")
         self.server.stdin.flush()
@@ -97,6 +106,7 @@ class Laboratory:
             call=f"{module}.commands.cli:main",
             args=[[name, *arguments, "--output-dir", str(folder), "--cpu", *extra]],
             patches=command.patches,
+            prepare=command.prepare,
             env={"TINY_ROOT": str(self.inputs)},
             **options,
         )

@@ -33,19 +33,21 @@ def main():
     os.dup2(2, 1)  # what an import prints is no answer
     for line in sys.stdin:
         request = json.loads(line)
-        import_what_is_needed(request)
+        prepare(request)
         answers.write(json.dumps(serve(request)) + "\n")
         answers.flush()
         import_as_children_did(request)
 
 
-def import_what_is_needed(request):
-    """Import the packages with all their commands, and what every world needs."""
+def prepare(request):
+    """Import the packages with all their commands, and what every world needs; make what all runs of a command do."""
     for package in request["packages"]:
         for _, target in import_module(f"{package}.commands.cli").COMMANDS.values():
             import_module(target.partition(":")[0])
     if request["world"] > 1:
         import_module("accelerate")
+    if request["prepare"] is not None:
+        found(request["prepare"])()
 
 
 def import_as_children_did(request):

@@ -2,6 +2,9 @@
 
 import os
 
+import pytest
+from faults import Laboratory
+
 FOLDERS = {"HF_HOME": "huggingface", "TORCH_HOME": "torch", "XDG_CACHE_HOME": ".cache", "XDG_CONFIG_HOME": ".config"}
 OTHERS = ("FRUGAL_CACHE", "HF_ASSETS_CACHE", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HUGGINGFACE_HUB_CACHE", "MPLCONFIGDIR")
 
@@ -15,3 +18,11 @@ def pytest_configure(config):
     os.environ.update(HOME=str(home), USERPROFILE=str(home))
     for name in OTHERS:
         os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def laboratory(tmp_path_factory):
+    """Where commands and worlds of several processes are run without a start for each; see ``tests/faults.py``."""
+    laboratory = Laboratory(tmp_path_factory.mktemp("laboratory"))
+    yield laboratory
+    laboratory.close()

@@ -107,6 +107,7 @@ def use(session: nox.Session, environment: str) -> str:
         UV_NO_SYNC="1",
         UV_LINK_MODE="hardlink",  # container images like to set "copy": 6 GB for each environment
         VIRTUAL_ENV=None,  # of the shell that started nox
+        PYTHONDONTWRITEBYTECODE=None,  # where it is set, every process compiles torch anew: twice the time of its start
     )
     return path
 

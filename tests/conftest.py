@@ -4,7 +4,6 @@ from functools import cached_property
 from pathlib import Path
 
 import pytest
-from faults import Laboratory
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,14 +61,6 @@ def package(request):
 def member(request):
     """Each of the four packages, and frugal-shared."""
     return request.param
-
-
-@pytest.fixture(scope="session")
-def laboratory(tmp_path_factory):
-    """Where commands are run and things happen to them; see ``faults.py``."""
-    laboratory = Laboratory(tmp_path_factory.mktemp("laboratory"))
-    yield laboratory
-    laboratory.close()
 
 
 def pytest_collection_modifyitems(items):

@@ -56,7 +56,8 @@ class Laboratory:
     @cached_property
     def server(self):
         """The process that forks, with one thread for each child and no network."""
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE)}
+        path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
         command = [sys.executable, str(HERE / "forkserver.py")]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -74,8 +75,18 @@ class Laboratory:
             self.server.wait()
 
     def ask(self, packages, folder, **options):
+        """Call a function in processes forked from one that has imported ``packages``; see ``forkserver.py``."""
         request = {"packages": packages, "folder": str(folder), "log": f"{folder}.log", "cwd": str(self.root)}
-        request |= {"env": {}, "patches": {}, "moments": {}, "world": 1, "kill_after": None, "disk": None, "user": None}
+        request |= {
+            "env": {},
+            "prepare": None,
+            "patches": {},
+            "moments": {},
+            "world": 1,
+            "kill_after": None,
+            "disk": None,
+            "user": None,
+        }
         request |= options
         self.server.stdin.write(json.dumps(request, default=str) + "\n")
         self.server.stdin.flush()
@@ -95,6 +106,7 @@ class Laboratory:
             call=f"{module}.commands.cli:main",
             args=[[name, *arguments, "--output-dir", str(folder), "--cpu", *extra]],
             patches=command.patches,
+            prepare=command.prepare,
             env={"TINY_ROOT": str(self.inputs)},
             **options,
         )

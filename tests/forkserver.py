@@ -33,12 +33,21 @@ def main():
     os.dup2(2, 1)  # what an import prints is no answer
     for line in sys.stdin:
         request = json.loads(line)
-        for package in request["packages"]:
-            for _, target in import_module(f"{package}.commands.cli").COMMANDS.values():
-                import_module(target.partition(":")[0])
+        prepare(request)
         answers.write(json.dumps(serve(request)) + "\n")
         answers.flush()
         import_as_children_did(request)
+
+
+def prepare(request):
+    """Import the packages with all their commands, and what every world needs; make what all runs of a command do."""
+    for package in request["packages"]:
+        for _, target in import_module(f"{package}.commands.cli").COMMANDS.values():
+            import_module(target.partition(":")[0])
+    if request["world"] > 1:
+        import_module("accelerate")
+    if request["prepare"] is not None:
+        found(request["prepare"])()
 
 
 def import_as_children_did(request):
@@ -53,7 +62,24 @@ def serve(request):
     """Fork the children of a request and wait for them; return their exit codes, minus the signal of those killed."""
     began, world, port = time.perf_counter(), request["world"], free_port()
     children = {fork(request, rank, port): rank for rank in range(world)}
-    codes, kill_after = [None] * world, request["kill_after"]
+    meeting_place = open_meeting_place(port) if world > 1 else None  # has a thread, and so comes after the forks
+    codes = wait(children, began, request["kill_after"])
+    del meeting_place
+    return {"codes": codes, "seconds": time.perf_counter() - began}
+
+
+def open_meeting_place(port):
+    """Return where the processes of a world find each other, as torchrun's own process is.
+
+    It outlives them: torch 2.7 hangs when it leaves a group whose meeting place is gone.
+    """
+    from torch.distributed import TCPStore
+
+    return TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+
+def wait(children, began, kill_after):
+    codes = [None] * len(children)
     while None in codes:
         seconds = time.perf_counter() - began
         if seconds > (LIMIT if kill_after is None else kill_after):
@@ -62,12 +88,12 @@ def serve(request):
                     os.kill(pid, signal.SIGKILL)
             kill_after = None
             if seconds > LIMIT:
-                return {"codes": codes, "seconds": seconds}
+                break
         for pid, rank in children.items():
             if codes[rank] is None and (found := os.waitpid(pid, os.WNOHANG))[0]:
                 codes[rank] = os.waitstatus_to_exitcode(found[1])
         time.sleep(0.002)
-    return {"codes": codes, "seconds": time.perf_counter() - began}
+    return codes
 
 
 def free_port():
@@ -99,9 +125,10 @@ def child(request, rank, port):
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
     if request["world"] > 1:
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port, "TORCHELASTIC_RESTART_COUNT": 0}
         sizes = {"WORLD_SIZE": request["world"], "LOCAL_WORLD_SIZE": request["world"], "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update({name: str(value) for name, value in (ranks | sizes).items()})
+        place = {"TORCHELASTIC_USE_AGENT_STORE": True}
+        os.environ.update({name: str(value) for name, value in (ranks | sizes | place).items()})
     for target, value in request["patches"].items():
         module, _, name = target.rpartition(".")
         setattr(import_module(module), name, found(value))

@@ -119,3 +119,15 @@ for name in {names}:
     getattr(library, name)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_num_processes_starts_the_packages_own_workers(package, monkeypatch):
+    """That they then run, and are one run, is proved in ``test_launch.py`` and ``test_distributed.py``."""
+    started = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr("torch.distributed.run.run", started.append)
+    argv = ["demo", "--cpu", "--num-processes", "2"]
+    assert import_module(f"{package.module}.commands.cli").main(argv) == 0
+    (options,) = started
+    assert (options.nproc_per_node, options.training_script) == ("2", sys.executable)
+    assert options.training_script_args == ["-P", "-u", "-m", package.module, *argv]

@@ -4,8 +4,10 @@ What is drawn or embedded is used where it is quick; else a stand-in of the same
 in the process that runs the command. The functions here run in that process, too.
 """
 
+import copy
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,12 @@ class Command:
         line: package, command and options; ``{root}`` is the folder of the inputs, ``{train-demo}`` the run folder of
             that command of the same package.
         patches: "module.name" → a value, or "tiny:NAME" for something from here.
+        prepare: "tiny:NAME" of what is called once, in the process that all runs of the command are forked from.
     """
 
     line: str
     patches: dict[str, Any] = field(default_factory=dict)
+    prepare: str | None = None
 
     @property
     def package(self):
@@ -40,13 +44,20 @@ class Command:
 
 CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 TINY_DIT = {"delta_dit.commands.demo.load_sampler": "tiny:drawn_sampler"}
-SMALL_TOWER = {
+TOWERS = {
+    "clipsam.embedded.dinov2.build_clip": "tiny:built_clip",
+    "clipsam.embedded.dinov2.dinov2_vits14": "tiny:built_dinov2",
+    "clipsam.embedded.sam_recipe.build_clip": "tiny:built_clip",
+    "clipsam.embedded.text_recipe.build_clip": "tiny:built_clip",
+}
+SMALL_TOWER = TOWERS | {
     "clipsam.embedded.dinov2.IMAGE_SIZE": 56,
     "clipsam.embedded.sam_recipe.frozen_backbone": "tiny:small_tower",
     "clipsam.embedded.text_recipe.frozen_backbone": "tiny:small_tower",
     "clipsam.embedded.text_recipe.PromptBank": "tiny:few_prompts",
     "clipsam.embedded.sam_recipe.CHECKED": 1,
 }
+BUILT = "tiny:build_towers"
 SMALL_NETWORK = {"space": "nasbench201", "channels": 4, "cells": 1}
 RECIPE = "--images 16 --val-images 8 --batch-size 6 --steps 6 --save-every 2"
 PICTURES = "{root}/0.png {root}/1.png {root}/2.png {root}/3.png {root}/4.png"
@@ -64,14 +75,16 @@ COMMANDS = [
     Command("delta-dit calibrate --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2"),
     Command("delta-dit analyze --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2 --ranges 2"),
     Command("delta-dit demo --steps 4 --speedup 1.3 --samples 3 --batch-size 2 --repeats 1", TINY_DIT),
-    Command(f"clipsam train {RECIPE} --hidden 8 --image-size 56 --prompts {{root}}/prompts.yaml"),
-    Command(f"clipsam train-text {RECIPE}", SMALL_TOWER),
-    Command(f"clipsam train-sam {RECIPE} --steps 2 --save-every 1", SMALL_TOWER),
+    Command(f"clipsam train {RECIPE} --hidden 8 --image-size 56 --prompts {{root}}/prompts.yaml", TOWERS, BUILT),
+    Command(f"clipsam train-text {RECIPE}", SMALL_TOWER, BUILT),
+    Command(f"clipsam train-sam {RECIPE} --steps 2 --save-every 1", SMALL_TOWER, BUILT),
     Command(
-        "clipsam eval --checkpoint {train}/best --sam none --stages clip umci --samples 7 --references 2", SMALL_TOWER
+        "clipsam eval --checkpoint {train}/best --sam none --stages clip umci --samples 7 --references 2",
+        SMALL_TOWER,
+        BUILT,
     ),
-    Command(f"clipsam segment {PICTURES} --checkpoint {{train}}/best --batch-size 1", SMALL_TOWER),
-    Command(f"clipsam refine {PICTURES} --maps {MAPS}", SMALL_TOWER),
+    Command(f"clipsam segment {PICTURES} --checkpoint {{train}}/best --batch-size 1", SMALL_TOWER, BUILT),
+    Command(f"clipsam refine {PICTURES} --maps {MAPS}", SMALL_TOWER, BUILT),
     Command(f"partial-finetune train {FIT} --strategy attn"),
     Command(f"partial-finetune select {FIT} {SHORT}"),
     Command(
@@ -138,6 +151,27 @@ def drawn_sampler(name: str, **options):
     open_gates(model)
     sampler.pipe.register_modules(transformer=model)
     return sampler
+
+
+@cache
+def build_towers() -> dict[str, Any]:
+    """Return the embedded CLIP, whose text tower is random, and DINOv2: 22 million weights are drawn for each."""
+    import torch
+
+    from clipsam.embedded import dinov2
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {"clip": dinov2.build_clip(), "dinov2": dinov2.dinov2_vits14(56)}
+
+
+def built_clip():
+    return copy.deepcopy(build_towers()["clip"])
+
+
+def built_dinov2(image_size):
+    assert image_size == 56
+    return copy.deepcopy(build_towers()["dinov2"])
 
 
 def small_tower(model):

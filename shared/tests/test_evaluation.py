@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -19,7 +16,7 @@ from frugal_shared.evaluation import Moments, Samples, chunks, evaluate, gather_
 SIZES = range(1, 14)  # samples, for batches of 3 on up to 3 processes: every remainder there is
 
 PROGRAM = f"""
-import hashlib, json, sys
+import hashlib, json
 from pathlib import Path
 import torch
 from accelerate import Accelerator
@@ -42,24 +39,21 @@ for count in {list(SIZES)}:
     pieces = [(chunk, network(images[chunk.start : chunk.stop])) for chunk in chunks(count, 3, rank, world)]
     together = gather_chunks(pieces)
     found[f"chunks {{count}}"] = hashlib.sha256(together.numpy().tobytes()).hexdigest()
-(Path(sys.argv[1]) / f"{{rank}}.json").write_text(json.dumps(found))
+(Path(folder) / f"{{rank}}.json").write_text(json.dumps(found))
 leave_group()
 """
 
 
-def run_program(world, folder):
+def run_program(laboratory, world, folder):
     """Run the program on ``world`` processes and return what each of them found."""
-    path = folder / "program.py"
-    path.write_text(PROGRAM)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # more of them may sum in another order
-    subprocess.run([sys.executable, *launcher, str(path), str(folder)], check=True, timeout=500, env=one_thread)
+    answer = laboratory.ask([], folder, call="builtins:exec", args=[PROGRAM, {"folder": str(folder)}], world=world)
+    assert answer.codes == [0] * world, answer.errors
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    return run_program(1, tmp_path_factory.mktemp("alone"))[0]
+def alone(laboratory, tmp_path_factory):
+    return run_program(laboratory, 1, tmp_path_factory.mktemp("alone"))[0]
 
 
 @pytest.fixture
@@ -76,8 +70,8 @@ def test_one_process_finds_what_numpy_finds(alone):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("world", [2, 3])
-def test_several_processes_find_what_one_finds(world, alone, tmp_path):
-    everybody = run_program(world, tmp_path)
+def test_several_processes_find_what_one_finds(laboratory, world, alone, tmp_path):
+    everybody = run_program(laboratory, world, tmp_path)
     for rank, found in enumerate(everybody):
         assert found["rank and world"] == [rank, world]
         for count in SIZES:

@@ -1,9 +1,6 @@
 """Two processes search as one does, bit for bit, and train one network."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,29 +11,27 @@ from bdp_nas.commands.options import SearchConfig
 from bdp_nas.processes import divide
 
 TINY = {"channels": 4, "cells": 1, "epochs": 6, "samples": 160, "cpu": True}
-WORKER = f"""if True:
-    import pathlib, sys
-    from bdp_nas.commands import retrain, search
-    from bdp_nas.commands.options import RetrainConfig, SearchConfig
-    from frugal_shared.launch import leave_group
+WORKER = f"""
+import pathlib
+from bdp_nas.commands import retrain, search
+from bdp_nas.commands.options import RetrainConfig, SearchConfig
+from frugal_shared.launch import leave_group
 
-    root, tiny = pathlib.Path(sys.argv[1]), {TINY}
-    cell = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
-    search.main(SearchConfig(output_dir=root / "two", **tiny))
-    longer = tiny | {{"epochs": 20, "learning_rate": 0.1}}
-    retrain.main(RetrainConfig(genotype=cell, output_dir=root / "retrain", **longer))
-    leave_group()
+root, tiny = pathlib.Path(folder), {TINY}
+cell = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
+search.main(SearchConfig(output_dir=root / "two", **tiny))
+longer = tiny | {{"epochs": 20, "learning_rate": 0.1}}
+retrain.main(RetrainConfig(genotype=cell, output_dir=root / "retrain", **longer))
+leave_group()
 """
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(laboratory, tmp_path_factory):
     """What two processes made."""
     root = tmp_path_factory.mktemp("processes")
-    (root / "worker.py").write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*launcher, str(root / "worker.py"), str(root)], check=True, capture_output=True, env=environment)
+    answer = laboratory.ask(["bdp_nas"], root, call="builtins:exec", args=[WORKER, {"folder": str(root)}], world=2)
+    assert answer.codes == [0, 0], answer.errors
     return root
 
 

@@ -4,15 +4,12 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 import textwrap
 from itertools import count, islice, pairwise
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset, TensorDataset
@@ -318,17 +315,17 @@ def test_a_state_of_other_sets_is_refused():
 # processes
 
 PROGRAM = """
-import json, sys
+import json, os
+from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, DistributedSampler
 from bdp_nas.pruner import LEVELS, BilevelPruner
 from bdp_nas.schedule import KeepSchedule
 
-rank, world, port = map(int, sys.argv[1:])
+rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 if world > 1:
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    dist.init_process_group("gloo")
 labels = torch.arange(203) % 5
 
 def loader(subset):
@@ -347,27 +344,23 @@ for epoch in range(8):
             pruner.observe(level, indices, logits[indices], labels[indices])
     pruner.step()
     kept.append([pruner.kept[level].tolist() for level in LEVELS])
-print(json.dumps(kept))
+(Path(folder) / str(rank)).write_text(json.dumps(kept))
 if world > 1:
     dist.destroy_process_group()
 """
 
 
-def kept_by(world):
-    # where they meet has to outlive them: torch 2.7 hangs when it leaves a group whose meeting place is gone
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    commands = [[sys.executable, "-c", PROGRAM, str(rank), str(world), str(store.port)] for rank in range(world)]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * world
-    return outputs
+def kept_by(laboratory, folder, world):
+    answer = laboratory.ask([], folder, call="builtins:exec", args=[PROGRAM, {"folder": str(folder)}], world=world)
+    assert answer.codes == [0] * world, answer.errors
+    return [(folder / str(rank)).read_text() for rank in range(world)]
 
 
 @pytest.mark.multiprocess
-def test_two_processes_keep_the_sets_of_one():
-    (alone,) = kept_by(1)
+def test_two_processes_keep_the_sets_of_one(laboratory, tmp_path):
+    (alone,) = kept_by(laboratory, tmp_path, 1)
     assert [len(level) for level in json.loads(alone)[-1]] == [20, 20]
-    assert kept_by(2) == [alone, alone]
+    assert kept_by(laboratory, tmp_path, 2) == [alone, alone]
 
 
 # bad input

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -290,12 +288,14 @@ def test_peak_memory_is_that_of_a_process_of_its_own():
 
 
 @pytest.mark.multiprocess
-def test_two_processes_tune_the_same_and_freeze_the_same_bytes(config, weights, folder, tmp_path):
+def test_two_processes_tune_the_same_and_freeze_the_same_bytes(laboratory, config, weights, folder, tmp_path):
     train(config("one", strategy="last_half", crop_scale=1.0))
     options = ["--model", "test_vit", "--weights", str(weights), "--image-size", "32", "--data", str(folder)]
     options += ["--epochs", "2", "--batch-size", "8", "--learning-rate", "1e-3", "--strategy", "last_half"]
     options += ["--crop-scale", "1", "--cpu", "--num-processes", "2", "--output-dir", str(tmp_path / "two")]
-    subprocess.run([sys.executable, "-m", "partial_finetune", "train", *options], check=True)
+    call = {"call": "partial_finetune.commands.cli:main", "args": [["train", *options]]}
+    answer = laboratory.ask(["partial_finetune"], tmp_path / "two", **call, world=2)
+    assert answer.codes == [0, 0], answer.errors
     one, two = (open_delta(tmp_path / name / "delta") for name in ("one", "two"))
     assert one.names == two.names and one.base == two.base  # nothing else changed in either
     for name in one.names:

@@ -15,7 +15,6 @@ from typing import Any, Protocol, Self
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from scipy import stats
 
 from frugal_shared.errors import UsageError
 
@@ -140,6 +139,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return mean, math.nan
+    from scipy import stats  # takes a second, of which a worker has no need
+
     return mean, float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
 
 

@@ -51,18 +51,11 @@ assert torch.equal(sample(), plain)
 pipe = PixelDiTPipeline(model, DDIMScheduler())
 pipe.set_progress_bar_config(disable=True)
 
-
-def validate():
-    """Draw two samples through a pipeline."""
-    noise = torch.Generator().manual_seed(7)
-    return pipe([1, 2], num_inference_steps=3, generator=noise, output_type="pt").images
-
-
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "calibration.safetensors")
     calibrate(pipe, [{"class_labels": [3]}], steps=3).save(path)
     calibration = Calibration.load(path)
-plan = calibration.plan(speedup=1.5, trial=Trial(pipe, validate, calibration.levels), evaluations=2)
+plan = calibration.plan(speedup=1.5, trial=Trial(pipe, [{"class_labels": [1, 2]}]), evaluations=2)
 with delta_cache(pipe, plan):
-    validate()
+    pipe([1, 2], num_inference_steps=3)
     assert delta_cache_stats(pipe).block_speedup == 1.5, plan

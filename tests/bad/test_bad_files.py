@@ -24,8 +24,10 @@ from clipsam.commands import models as clipsam_models
 from clipsam.embedded.dinov2 import HEADS, asset, embedded_backbone, embedded_segmenter
 from delta_dit.calibration import Calibration
 from delta_dit.commands import generate, models
-from delta_dit.delta_plan import Reuse, generic
+from delta_dit.convergence import Convergence
+from delta_dit.delta_plan import Reuse
 from delta_dit.embedded.pixel import PixelDiTPipeline
+from delta_dit.schedules import generic
 from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_json
 from frugal_shared.errors import RunError
 from frugal_shared.report import Figure, Report
@@ -60,7 +62,9 @@ def test_calibrations(desk, tmp_path):
     harm = np.full((6, 4), 1e-3)
     harm[0], harm[1, 3] = np.nan, np.nan
     levels = tuple(np.linspace(1, 0, 6).tolist())
-    Calibration(sketches, harm, probes, levels, 1.0, {}).save(folder / "calibration.safetensors")
+    Calibration(sketches, harm, probes, levels, 1.0, 0.9, Convergence(1.0, 1.0), None, {}).save(
+        folder / "calibration.safetensors"
+    )
     target = tmp_path / "plan.json"
     argv = ("plan", "--calibration", folder, "--no-refine", "--speedup", 1.3, "--json", target)
     assert desk.ask("delta-dit", *argv).code == 0

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from bdp_nas.spaces.nasbench201 import index_to_genotype
-from delta_dit.delta_plan import generic
+from delta_dit.schedules import generic
 
 TINY = ("--channels", 4, "--cells", 1, "--epochs", 2, "--samples", 60)
 

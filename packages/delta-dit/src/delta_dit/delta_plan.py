@@ -11,9 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from delta_dit.moved_steps import Argument
 from delta_dit.resampling import mean_within, position, scaled, thinned
 from delta_dit.writing import write_bytes
 
@@ -73,6 +72,8 @@ class Reuse:
         return 1 + r, -r
 
 
+Argument = Literal["timesteps", "sigmas"]
+"""Of a scheduler's ``set_timesteps``, what takes steps from outside."""
 Action = Full | Reuse
 Reuses = tuple[Reuse | None, ...]
 """A plan as one entry per step, None for a full step."""

@@ -12,11 +12,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Argument = Literal["timesteps", "sigmas"]
+from delta_dit.delta_plan import Argument
+
 MOVES = "moves_steps_of_a_plan"  # marks the method that stands in for a scheduler's own
 GRID = 1000  # levels that a density is known at
 NEAREST = 1e-3

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from delta_dit.adapters import blocks_of
 from delta_dit.attach import delta_cache_stats, enable_delta_cache
 from delta_dit.commands.models import conditions, load_sampler
 from delta_dit.commands.options import GenerateConfig
@@ -27,6 +28,10 @@ def main(config: GenerateConfig) -> None:
     cache = cache_config(config)  # a plan that cannot be read is told before a large model is loaded
     sampler = load_sampler(config.model, random_weights=config.random_weights, dtype=config.dtype)
     sampler = replace(sampler, conditions=conditions(config, sampler))
+    steps = config.steps or sampler.steps
+    if cache.plan is not None and cache.plan.levels is None:  # it cannot be carried over to another number of steps
+        steps = config.steps or cache.plan.steps
+        cache.plan_for(steps, len(blocks_of(sampler.pipe.transformer)))
     enable_delta_cache(sampler.pipe, cache)
     with Run(config, "delta-dit") as run:
         accelerator = run.accelerator
@@ -36,7 +41,7 @@ def main(config: GenerateConfig) -> None:
         for chunk in run.progress(shares, desc="generate"):
             # a chunk is drawn whole or not at all, so that a resumed run draws the same batches
             if not all(path(folder, index).exists() for index in chunk):
-                images = sampler.draw(config.seed, chunk, steps=config.steps, guidance=config.guidance)
+                images = sampler.draw(config.seed, chunk, steps=steps, guidance=config.guidance)
                 if 0 in chunk:  # kept, because a resumed run may have nothing left to draw
                     write_json(run.folder / SPEEDUP, {"block_speedup": delta_cache_stats(sampler.pipe).block_speedup})
                 for index, image in zip(chunk, images):

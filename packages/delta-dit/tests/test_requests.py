@@ -16,7 +16,7 @@ from delta_dit import (
     end_delta_cache_request,
 )
 from delta_dit.caches import Caches
-from delta_dit.delta_plan import generic
+from delta_dit.schedules import generic
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

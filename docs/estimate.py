@@ -1,7 +1,7 @@
 """Count what the full-scale recipes of the guides compute, and write docs/estimates.json: ``python docs/estimate.py``.
 
 Nothing is run: models are built on the meta device, and operations counted by torch's counter and by the packages' own
-tools (``partial_finetune.cost``, ``bdp_nas.ledger``, ``delta_dit.delta_plan``). Hours are operations ÷ an assumed
+tools (``partial_finetune.cost``, ``bdp_nas.ledger``, ``delta_dit.schedules``). Hours are operations ÷ an assumed
 throughput, so that they are estimates; none was measured. It takes two minutes and needs no weights.
 """
 
@@ -23,7 +23,7 @@ from bdp_nas.searchers import get_searcher
 from bdp_nas.spaces import get_space
 from bdp_nas.spaces.space import Size
 from clipsam.umci import UMCIHead
-from delta_dit import delta_plan as plan
+from delta_dit.schedules import generic
 from partial_finetune.cost import saved_bytes, training_cost
 from partial_finetune.frozen import freeze
 
@@ -69,7 +69,7 @@ def delta_dit_rows() -> Iterator[Row]:
         step = flops(model, torch.empty(batch, 4, side, side), **conditions(batch, draws_text))
         rest = flops(decoder.decoder, torch.empty(1, 4, side, side)) + draws_text * batch * 2 * T5_WEIGHTS * T5_TOKENS
         target = 1.6 if steps > 4 else 1.12
-        fewer = plan.generic(steps, 28, target).mac_speedup()
+        fewer = generic(steps, 28, target).mac_speedup()
         tokens = batch * (side // 2) ** 2
         weights = 4 * (parameters(model) + parameters(decoder) + draws_text * T5_WEIGHTS)
         yield {

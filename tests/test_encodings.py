@@ -40,4 +40,4 @@ def test_a_table_with_symbols(encoding, tmp_path):
     """A plan is one of Δ, which neither encoding has."""
     code, out, errors = run(tmp_path, encoding, "-m", "delta_dit", "plan")
     assert (code, errors) == (0, "")
-    assert "| order of ? |" in out
+    assert "| forecast of ? |" in out

@@ -110,7 +110,7 @@ def print_plan(plan: DeltaPlan) -> None:
     """Print a plan as a table."""
     cost = f"{plan.blocks_run()} of {plan.steps * plan.blocks} block evaluations"
     table = Table(title=f"{plan.mac_speedup():.3f}× fewer: {cost}")
-    for heading in ("step", "noise level", "action", "blocks reused", "forecast"):
+    for heading in ("step", "noise level", "action", "blocks reused", "forecast of Δ"):
         table.add_column(heading, justify="right")
     for step, action in enumerate(plan.actions):
         level = "" if plan.levels is None else f"{plan.levels[step]:.3f}"

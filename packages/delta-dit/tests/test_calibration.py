@@ -152,6 +152,17 @@ def test_a_trial_draws_each_plan_once_and_finds_what_a_fresh_one_finds() -> None
     assert trial((None,) * STEPS).tolist() == [100, 100]
 
 
+def test_a_trial_forgets_what_it_tried_with_steps_that_lie_elsewhere() -> None:
+    trial, plan = trial_of(7, samples=2), (None,) * 4
+    own = trial(plan, exact=30)
+    spacing = Spacing.of(trial.draws.pipe.scheduler, 0.8)
+    trial.space(spacing)
+    assert not torch.equal(trial(plan, exact=30), own)
+    assert torch.equal(trial(plan, spacing.values(4), exact=30), trial(plan, exact=30))
+    trial.space(None)
+    assert torch.equal(trial(plan, exact=30), own)
+
+
 def test_the_exact_images_are_those_of_many_steps() -> None:
     sampler = tiny()
     trial = Trial.of(drawing(sampler, 7, [range(2)]))
@@ -188,7 +199,7 @@ def test_a_budget_is_planned_on_the_model_with_steps_of_its_own() -> None:
     found = replace(measure(draws, draws.first([range(1)]), STEPS, about=ABOUT), convergence=Convergence(1.0, 1.0))
     trial = Trial.of(drawing(sampler, SEED + 1, [range(2)]), reference_steps=40)
     plan = found.plan(budget=4, trial=trial, evaluations=12)
-    assert plan.cost_steps(found.block_share) <= 4 and plan.timesteps is not None
+    assert plan.cost_steps(found.block_share) <= 4 and plan.timesteps is not None and len(trial.known) <= 12
     told = plan.provenance
     assert (told["target"], told["reference_steps"], told["even_in_lambda"]) == ("exact", 40, 0.5)
     own = type(sampler.pipe.scheduler).set_timesteps

@@ -211,7 +211,8 @@ def calibrate(
         ValueError: inputs and prompts are both given, or none of them; too few steps; a pipeline that does not fit.
     """
     draws = drawn_from(pipe, inputs, prompts, seed)
-    check_steps(steps)
+    if steps < 2:
+        raise ValueError(f"steps={steps!r} leaves nothing to reuse; allowed: 2 or more")
     probed = draws.first(draws.batches[: probe_count(len(draws.batches))])
     if move_steps:
         draws.spacing = probed.spacing = best_spacing(probed, steps)
@@ -300,12 +301,6 @@ def generations(samples: int, steps: int, *, move_steps: bool = False) -> float:
     ]  # a run begins a full step before, and saves most of one
     once = 3.5 + len(probes_of(12)) * sum(probes) + (REFERENCE + len(SHARES)) * move_steps
     return samples + probed * once
-
-
-def check_steps(steps: int) -> None:
-    """Raise ValueError unless so many steps leave something to reuse."""
-    if steps < 2:
-        raise ValueError(f"steps={steps!r} leaves nothing to reuse; allowed: 2 or more")
 
 
 def probe_count(samples: int) -> int:

@@ -79,6 +79,17 @@ class SchedulerClock:
         self.step = step
         return Position(self.run, step)
 
+    def known_step(self, timestep: Any) -> int:
+        """Return the step of the call that is about to happen.
+
+        Raises:
+            ValueError: the scheduler does not tell.
+        """
+        position = self.tick(timestep)
+        if position is None:
+            raise ValueError(f"{type(self.scheduler).__name__} does not tell its steps; allowed: another one")
+        return position.step
+
     def _begin(self) -> None:
         self.timesteps = self.scheduler.timesteps
         training_steps = self.scheduler.config.get("num_train_timesteps", 1000)

@@ -9,6 +9,7 @@ from delta_dit.moved_steps import improve_steps
 from delta_dit.objective import Objective, Target, check_goal, summary
 from delta_dit.planner import Planner
 from delta_dit.refinement import refine
+from delta_dit.schedules import check_speedup
 from delta_dit.trial import Trial, Values
 
 REFERENCE = 10
@@ -53,10 +54,7 @@ class Goal:
     def at_speedup(self, speedup: float) -> DeltaPlan:
         """Return the best plan with so many times fewer block evaluations than the uncached run of T steps."""
         steps, blocks = self.found.steps, self.found.blocks
-        if not 1 <= speedup <= steps:
-            raise ValueError(
-                f"speedup={speedup!r} is not possible; allowed: 1 to {steps}, the largest at {steps} steps"
-            )
+        check_speedup(speedup, steps)
         if self.target == "exact":
             return self.at_budget(steps / speedup)
         return self._of_steps(steps, round(steps * blocks * (1 - 1 / speedup)))
@@ -134,7 +132,8 @@ class Goal:
         """Return better steps for a plan; None if the spacing's are the best."""
         assert self.found.spacing is not None
         steps = self.found.spacing.values(len(best))
-        return improve_steps(steps, lambda values: self.quality(best, values), evaluations)
+        # the spacing's own were tried as such
+        return improve_steps(steps, lambda values: self.quality(best, None if values == steps else values), evaluations)
 
     def _saved(self, steps: int, budget: float) -> int:
         return max(0, math.ceil((steps - budget) * self.found.blocks / self.found.block_share - 1e-9))

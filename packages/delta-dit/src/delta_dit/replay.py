@@ -39,12 +39,12 @@ class ReplayHook(ModelHook):
     @torch.compiler.disable
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Give, or run and keep."""
-        position = self.clock.tick(self.timestep(args, kwargs))
+        step = self.clock.known_step(self.timestep(args, kwargs))
         self.calls += 1
         if self.calls <= len(self.given):
             return self.given[self.calls - 1]
         output = self.fn_ref.original_forward(*args, **kwargs)
-        self.kept.append((-1 if position is None else position.step, output))
+        self.kept.append((step, output))
         return output
 
 

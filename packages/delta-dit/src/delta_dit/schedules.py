@@ -53,7 +53,7 @@ def for_speedup(steps: int, blocks: int, speedup: float) -> tuple[int, int]:
     Raises:
         ValueError: no schedule is as fast as that.
     """
-    _check_speedup(speedup, steps)
+    check_speedup(speedup, steps)
     for interval in range(2, steps + 1):
         reuse_steps = steps - math.ceil(steps / interval)
         cached = round(blocks * steps * (1 - 1 / speedup) / reuse_steps)
@@ -71,7 +71,7 @@ def generic(steps: int, blocks: int, speedup: float) -> DeltaPlan:
     Raises:
         ValueError: no schedule is as fast as that.
     """
-    _check_speedup(speedup, steps)
+    check_speedup(speedup, steps)
     saved = round(steps * blocks * (1 - 1 / speedup))  # block evaluations to save
     count, left = divmod(saved, blocks)
     slots = math.ceil(saved / blocks)
@@ -99,6 +99,7 @@ def _uniform(steps: int, blocks: int, interval: int, cached_blocks: int, ranges:
     return DeltaPlan.of(blocks, reuses)
 
 
-def _check_speedup(speedup: float, steps: int) -> None:
+def check_speedup(speedup: float, steps: int) -> None:
+    """Raise ValueError unless a plan of so many steps can be as fast as that."""
     if not 1 <= speedup <= steps:
         raise ValueError(f"speedup={speedup!r} is not possible; allowed: 1 to {steps}, the largest at {steps} steps")

@@ -63,8 +63,13 @@ class Trial:
         self._kept: dict[tuple[Reuses, Values | None], list[Outputs]] = {}  # the newest last
 
     def space(self, spacing: Spacing | None) -> None:
-        """Let the steps lie where a calibration has them."""
+        """Let the steps lie where a calibration has them; what was tried with others is forgotten."""
+        if spacing == self.draws.spacing:
+            return
         self.draws.spacing = spacing
+        self.known.clear()
+        self._kept.clear()
+        self._references = {key: images for key, images in self._references.items() if not key[1]}
 
     def __call__(self, reuses: Reuses, values: Values | None = None, *, exact: int | None = None) -> Tensor:
         """Return the PSNR of each image under a plan, ``(N,)`` in dB; each plan is drawn once.

@@ -57,6 +57,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        _open_as(new)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)  # of a process that was killed while it deleted it
             path.rename(old)
@@ -75,6 +76,14 @@ def put_back(folder: Path, pattern: str) -> None:
         if not path.exists():
             with suppress(FileNotFoundError):  # another process was quicker
                 old.rename(path)
+
+
+def _open_as(folder: Path) -> None:
+    """Let those read the files in a new folder who may read it by the umask: safetensors lets nobody but the owner."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 @contextmanager

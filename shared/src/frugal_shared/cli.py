@@ -43,8 +43,8 @@ def _print_what_can_be_printed() -> None:
     The standard error needs no help: it never refuses a letter.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        try:
-            "Δ\udcff".encode(sys.stdout.encoding, sys.stdout.errors)  # a letter, and a byte of a file's name
+        try:  # a letter, and a byte of a file's name
+            "Δ\udcff".encode(sys.stdout.encoding, sys.stdout.errors or "strict")
         except UnicodeEncodeError:
             sys.stdout.reconfigure(errors="replace")
 

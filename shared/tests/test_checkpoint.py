@@ -379,6 +379,23 @@ def test_the_umask_opens_what_a_library_wrote_for_its_owner_alone(tmp_path):
     assert modes == {0o640}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_a_pipe_and_a_link_stay_what_they_are(tmp_path):
+    """As /dev/stdout and /dev/null have to, where root may replace them."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("file")
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        write_bytes(pipe, b"data")
+        write_bytes(link, b"data")
+        assert os.read(reader, 10) == b"data"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo() and link.is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"data"
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_of_all_who_write_a_new_file_at_once_one_does(tmp_path, monkeypatch, links):
     def refuse(*_):

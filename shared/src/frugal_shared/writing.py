@@ -14,7 +14,13 @@ _ASIDE = ".{}.replaced"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, and nothing between."""
+    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, and nothing between.
+
+    A link, a device or a pipe, such as /dev/stdout, is written to and stays what it is.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(data)
+        return
     with _filled(path, data) as temporary:
         temporary.replace(path)
 

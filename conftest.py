@@ -1,5 +1,6 @@
 """Tests, and whatever they start, find a home in pytest's cache where the user's caches and settings would be."""
 
+import gc
 import os
 
 import pytest
@@ -26,3 +27,13 @@ def laboratory(tmp_path_factory):
     laboratory = Laboratory(tmp_path_factory.mktemp("laboratory"))
     yield laboratory
     laboratory.close()
+
+
+def pytest_collection_finish():
+    """Spare every garbage collection the million objects of what has been imported by now."""
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let the interpreter free everything at its end: some libraries complain of what is left."""
+    gc.unfreeze()

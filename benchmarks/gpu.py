@@ -137,14 +137,15 @@ def small_pipeline() -> ClipSAM:
     """Return a pipeline with other sizes than the published one."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
-    from clipsam import Backbone
+    from clipsam import Backbone, PromptBank
 
     backbone = Backbone.from_open_clip("ViT-S-32-alt", image_size=64, stages=(2, 5, 8, 11))
     encoder = ImageEncoderViT(img_size=96, patch_size=8, embed_dim=16, depth=1, num_heads=2, out_chans=16)
     prompts = PromptEncoder(embed_dim=16, image_embedding_size=(12, 12), input_image_size=(96, 96), mask_in_chans=4)
     decoder = MaskDecoder(transformer_dim=16, transformer=TwoWayTransformer(2, 16, 2, 32))
     head = UMCIHead(len(backbone.stages), backbone.width, backbone.text_dim)
-    return ClipSAM(backbone, head, segmenter=SamSegmenter(Sam(encoder, prompts, decoder).eval()))
+    bank = PromptBank(normal_states=("{}",), abnormal_states=("damaged {}",), templates=("a photo of a {}.",))
+    return ClipSAM(backbone, head, bank=bank, segmenter=SamSegmenter(Sam(encoder, prompts, decoder).eval()))
 
 
 def clipsam_rows(bench: Bench) -> Iterator[Row]:

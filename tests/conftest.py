@@ -64,5 +64,8 @@ def member(request):
 
 
 def pytest_collection_modifyitems(items):
-    """Keep the tests of a package's commands together: each process that runs some has to import the package."""
-    items.sort(key=lambda item: str(item.callspec.params.get("command", "")) if hasattr(item, "callspec") else "")
+    """Keep the tests of a package's commands together: each process that runs some has to import the package.
+
+    They take long, and so come first: what is left for a worker without work are short ones.
+    """
+    items.sort(key=lambda item: str(item.callspec.params.get("command", "~")) if hasattr(item, "callspec") else "~")

@@ -8,6 +8,7 @@ standard output.
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import re
@@ -29,6 +30,7 @@ CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
 
 
 def main():
+    gc.disable()  # but in the children
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
     for line in sys.stdin:
@@ -37,6 +39,7 @@ def main():
         answers.write(json.dumps(serve(request)) + "\n")
         answers.flush()
         import_as_children_did(request)
+    gc.unfreeze()  # some libraries complain of what is left at the end
 
 
 def prepare(request):
@@ -60,6 +63,7 @@ def import_as_children_did(request):
 
 def serve(request):
     """Fork the children of a request and wait for them; return their exit codes, minus the signal of those killed."""
+    gc.freeze()  # else every collection in a child goes through a million objects of what was imported
     began, world, port = time.perf_counter(), request["world"], free_port()
     children = {fork(request, rank, port): rank for rank in range(world)}
     meeting_place = open_meeting_place(port) if world > 1 else None  # has a thread, and so comes after the forks
@@ -106,6 +110,7 @@ def fork(request, rank, port):
     if pid := os.fork():
         return pid
     code = CRASHED
+    gc.enable()
     try:
         code = child(request, rank, port)
     except BaseException:

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from functools import cache
 from importlib.metadata import packages_distributions
 
 from packaging.requirements import Requirement
@@ -18,6 +19,12 @@ def imports(path):
             assert node.level == 0, f"{path}: a relative import"
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+@cache
+def providers():
+    """Return the distributions that bring a module, by its name; to list all their files takes half a second."""
+    return packages_distributions()
 
 
 def top(names):
@@ -44,12 +51,12 @@ def files_of(package, names):
 def test_a_member_imports_only_what_it_declares(member, versions):
     declared = {canonicalize_name(Requirement(text).name) for text in member.requirements}
     siblings = {name.replace("-", "_"): [name] for name in versions}  # editable, so that their files are not listed
-    providers = packages_distributions() | siblings
+    known = providers() | siblings
     undeclared = [
         f"{path.name} imports {name}"
         for path in sorted(member.source.rglob("*.py"))
         for name in sorted(top(imports(path)) - sys.stdlib_module_names - {member.module})
-        if not {canonicalize_name(distribution) for distribution in providers.get(name, [])} & declared
+        if not {canonicalize_name(distribution) for distribution in known.get(name, [])} & declared
     ]
     assert undeclared == []
 
@@ -60,4 +67,4 @@ def test_the_library_part_imports_only_what_comes_without_an_extra(package):
     assert len(files) > 5
     for path in files:
         for name in top(imports(path)) - sys.stdlib_module_names - {package.module}:
-            assert {canonicalize_name(provider) for provider in packages_distributions()[name]} & declared, (path, name)
+            assert {canonicalize_name(provider) for provider in providers()[name]} & declared, (path, name)

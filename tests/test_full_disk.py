@@ -1,7 +1,7 @@
 """No room, no right to write: one line, exit code 1, nothing half-written, and a run that goes on when there is room.
 
-"full": the kernel lets no file grow beyond 1,000 bytes from some event on (RLIMIT_FSIZE), in the middle of a write.
-Two tests have a really full disk, a small tmpfs, where a process may mount one.
+Here a disk is really full, a small tmpfs, where a process may mount one; that files may not grow from some moment on is
+among the faults of ``test_kill_and_resume.py``.
 """
 
 import tempfile
@@ -12,20 +12,6 @@ from faults import differing, leftovers
 from tiny import COMMANDS
 
 BY_NAME = {str(command): command for command in COMMANDS}
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_where_no_file_may_grow_the_run_says_so_and_goes_on_later(laboratory, command, tmp_path):
-    folder, events = tmp_path / "run", laboratory.answer(command).events
-    *_, written = (event for event in events[: len(events) // 2] if event.startswith("open "))
-    answer = laboratory.run(command, folder, moments={written: "full"})
-    assert answer.codes == [1], answer.errors
-    [line] = answer.errors
-    assert line.startswith(f"{command.package}: error: ") and "File too large" in line
-    assert leftovers(folder) == []
-    assert laboratory.ask([], folder, call="tiny:count_torn", args=[str(folder)]).codes == [0]
-    assert laboratory.run(command, folder, "--resume").codes == [0]
-    assert differing(folder, laboratory.whole(command)) == []
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)

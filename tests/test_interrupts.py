@@ -1,4 +1,7 @@
-"""Ctrl-C, SIGTERM and a worker that dies: one line, the documented exit code, nobody left, and a run that goes on."""
+"""Ctrl-C, SIGTERM and a worker that dies in a real world of processes: one line, the exit code, and nobody left.
+
+That one process says so, too, and that its run goes on, is proved for every command in ``test_kill_and_resume.py``.
+"""
 
 import contextlib
 import os
@@ -9,27 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
-from faults import differing, leftovers, some_of
-from tiny import COMMANDS
+from tiny import CELL
 
 TOLD = {"interrupt": (130, "interrupted"), "terminate": (143, "terminated")}
 
-
-@pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_an_interrupted_run_says_so_and_goes_on(laboratory, command, tmp_path):
-    folder, events = tmp_path / "run", laboratory.answer(command).events
-    renames = [event for event in events if event.startswith("rename ")]
-    for event, action in zip(some_of(renames[1:], 2, str(command)), TOLD):
-        answer = laboratory.run(command, folder, "--resume", moments={event: action})
-        code, line = TOLD[action]
-        assert (answer.codes, answer.errors) == ([code], [f"{command.package}: error: {line}"]), event
-        assert leftovers(folder) == []
-    assert laboratory.run(command, folder, "--resume").codes == [0]
-    assert differing(folder, laboratory.whole(command)) == []
-
-
 MARK = "TESTED_IN"  # in the environment of all processes of a run
-LONG = ["train-demo", "--steps", "100000", "--blocks", "1", "--heads", "1", "--batch-size", "2", "--save-every", "20"]
+# imports the least
+LONG = ["retrain", CELL, "--channels", "4", "--cells", "1", "--samples", "100", "--epochs", "10000"]
 
 
 # what the threads of a group now and then say when a worker takes its leave in the ordinary way
@@ -47,7 +36,7 @@ def two_processes(tmp_path):
     (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
     options = [*LONG, "--cpu", "--num-processes", "2", "--output-dir", str(tmp_path / "run")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "delta_dit", *options],
+        [sys.executable, "-m", "bdp_nas", *options],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -89,7 +78,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes are lis
 def test_two_processes_are_ended_together(two_processes, tmp_path, number, action):
     os.killpg(two_processes.pid, number)  # as a terminal does
     code, line = TOLD[action]
-    assert ends(two_processes, tmp_path) == (code, f"delta-dit: error: {line}\n")
+    assert ends(two_processes, tmp_path) == (code, f"bdp-nas: error: {line}\n")
 
 
 @on_linux
@@ -97,7 +86,7 @@ def test_two_processes_are_ended_together(two_processes, tmp_path, number, actio
 def test_a_worker_that_is_killed_ends_the_whole_run(two_processes, tmp_path):
     [worker] = [pid for pid, values in family(tmp_path).items() if b"RANK=1" in values]
     os.kill(worker, signal.SIGKILL)
-    assert ends(two_processes, tmp_path) == (1, "delta-dit: error: worker 1 died with code -9\n")
+    assert ends(two_processes, tmp_path) == (1, "bdp-nas: error: worker 1 died with code -9\n")
 
 
 @on_linux

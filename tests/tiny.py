@@ -4,7 +4,6 @@ What is drawn or embedded is used where it is quick; else a stand-in of the same
 in the process that runs the command. The functions here run in that process, too.
 """
 
-import copy
 import os
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,6 +43,7 @@ class Command:
 
 CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
 TINY_DIT = {"delta_dit.commands.demo.load_sampler": "tiny:drawn_sampler"}
+JUDGE = {"delta_dit.embedded.judge.SAVE_EVERY": 2, "delta_dit.embedded.judge.JUDGED": 20}
 TOWERS = {
     "clipsam.embedded.dinov2.build_clip": "tiny:built_clip",
     "clipsam.embedded.dinov2.dinov2_vits14": "tiny:built_dinov2",
@@ -70,7 +70,7 @@ SPACE = "--channels 4 --cells 1 --samples 100 --epochs 4"
 COMMANDS = [
     Command("delta-dit train-demo --steps 6 --blocks 2 --heads 1 --batch-size 6 --save-every 2"),
     Command("delta-dit train-demo-lcm --teacher {train-demo}/pipeline --steps 4 --batch-size 6 --save-every 2"),
-    Command("delta-dit train-judge --steps 6 --batch-size 2", {"delta_dit.embedded.judge.SAVE_EVERY": 2}),
+    Command("delta-dit train-judge --steps 6 --batch-size 2", JUDGE),
     Command("delta-dit generate --model {train-demo}/pipeline --count 7 --batch-size 2 --steps 3 --speedup 1.2"),
     Command("delta-dit calibrate --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2"),
     Command("delta-dit analyze --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2 --ranges 2"),
@@ -166,12 +166,13 @@ def build_towers() -> dict[str, Any]:
 
 
 def built_clip():
-    return copy.deepcopy(build_towers()["clip"])
+    """Return the CLIP itself, once: a command runs in a process of its own."""
+    return build_towers().pop("clip")
 
 
 def built_dinov2(image_size):
     assert image_size == 56
-    return copy.deepcopy(build_towers()["dinov2"])
+    return build_towers().pop("dinov2")
 
 
 def small_tower(model):

@@ -22,6 +22,7 @@ from frugal_shared.writing import write_bytes
 
 FOLDER = "textured-digits-judge"
 SAVE_EVERY = 500  # steps
+JUDGED = 2000  # images that the trained one is tested on
 _AUGMENT = 1  # stream of random numbers
 
 
@@ -108,7 +109,7 @@ def train_judge(run: Run, *, steps: int, batch_size: int, learning_rate: float) 
             run.log(step + 1, loss=loss.item())
         if (step + 1) % SAVE_EVERY == 0:
             run.save(step + 1, {"model": judge.state_dict(), "optimizer": optimizer.state_dict()}, keep=2)
-    images, labels = TexturedDigits("test", seed).batch(0, 2000)
+    images, labels = TexturedDigits("test", seed).batch(0, JUDGED)
     outline, texture = (right.double().mean().item() for right in judge.eval().reads(images, labels))
     write_bytes(run.folder / "judge.safetensors", save(judge.state_dict()))
     run.finish({"outline_accuracy": outline, "texture_accuracy": texture})

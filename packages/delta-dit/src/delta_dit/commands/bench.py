@@ -19,7 +19,7 @@ from delta_dit.adapters import blocks_of
 from delta_dit.commands.bench_report import Row, print_rows, report
 from delta_dit.commands.frechet import Frechet
 from delta_dit.commands.methods import UNCACHED, Method, counted, draw_with_latents, macs, quality, ssim
-from delta_dit.commands.models import EMBEDDED, Sampler, conditions, load_sampler
+from delta_dit.commands.models import EMBEDDED, Sampler, conditions, load_sampler, only_images
 from delta_dit.commands.options import METHODS, MOVED, BenchConfig
 from delta_dit.commands.peers import PEERS, TUNING_SEED, Dial, Peer, Setting, naive_feature_cache, on_copy
 from delta_dit.commands.scores import Scores
@@ -56,6 +56,7 @@ def main(config: BenchConfig) -> None:
     """Draw, tune, judge, time, and write the rows and the report; a resumed run keeps the rows it has."""
     plan = None if config.plan is None else DeltaPlan.load(config.plan)  # what is wrong with it is told at once
     sampler = load_sampler(config.model, random_weights=config.random_weights, dtype=config.dtype)
+    only_images(sampler, "bench")
     sampler = replace(sampler, conditions=conditions(config, sampler))
     steps = config.steps or sampler.steps
     if config.budget is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from safetensors.torch import save_file
 
 from delta_dit import (
@@ -384,6 +384,18 @@ def test_other_schedulers_are_recorded_too() -> None:
     with recording(sampler.pipe) as recorder:
         sampler.draw(0, range(2), guidance=1.0)
         assert recorder.take(2).shape[:3] == (2, STEPS, BLOCKS)
+
+
+def test_a_solver_of_two_calls_a_step_is_planned_for_all_its_calls() -> None:
+    pipe, inputs = tiny(HeunDiscreteScheduler(prediction_type="sample")).pipe, [{"class_labels": [0]}]
+    found = calibrate(pipe, inputs, steps=3)
+    trial = Trial(pipe, inputs)
+    plan = found.plan(speedup=1.3, trial=trial, evaluations=2)
+    assert plan.steps == 5 and trial(plan.reuses).mean() < 100
+    with delta_cache(pipe, plan):
+        pipe([0], num_inference_steps=3)
+        stats = delta_cache_stats(pipe)
+    assert stats.blocks_run == plan.blocks_run() and not stats.fallbacks
 
 
 def test_the_command_plans_with_a_calibration_of_its_own_and_of_python(tmp_path, monkeypatch, capfd) -> None:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from delta_dit.adapters import Block, adapter_for, argument_reader, blocks_of, s
 from delta_dit.attach import led_transformers
 from delta_dit.clock import SchedulerClock
 
+Hook = Callable[..., None]
 SKETCH_SIZE = 127
 """Numbers per projection. Prime, so that a loud channel of every token does not always meet the same number."""
 
@@ -46,17 +47,16 @@ class Recorder:
         self.step = self.clock.known_step(timestep)
         self._ran[self.step].add(transformer)
 
-    def reads(self, index: int, block: Block) -> Callable[..., None]:
+    def reads(self, index: int, block: Block) -> Hook:
         """Return the hook that takes a block's streams before and after it."""
         read = stream_reader(block)
 
-        @torch.compiler.disable
         def hook(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
             streams = enumerate(zip(read(args, kwargs), output if isinstance(output, tuple) else (output,)))
             sketches = [sketch(out - start, i) for i, (start, out) in streams if start is not None and out is not None]
             self.kept[self.step, index].append(torch.stack(sketches).sum(0).cpu())
 
-        return hook
+        return cast(Hook, torch.compiler.disable(hook))
 
     def take(self, samples: int) -> Tensor:
         """Return the projections of the run that ended, ``(samples, T, L, K)``, and forget them.
@@ -107,14 +107,13 @@ def recording(pipe: Any) -> Iterator[Recorder]:
             handle.remove()
 
 
-def _begins(recorder: Recorder, number: int, transformer: nn.Module) -> Callable[..., None]:
+def _begins(recorder: Recorder, number: int, transformer: nn.Module) -> Hook:
     timestep = argument_reader(transformer, adapter_for(transformer).timestep)
 
-    @torch.compiler.disable
     def hook(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         recorder.begin(number, timestep(args, kwargs))
 
-    return hook
+    return cast(Hook, torch.compiler.disable(hook))
 
 
 def sketch(values: Tensor, stream: int = 0) -> Tensor:

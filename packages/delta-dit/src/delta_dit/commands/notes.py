@@ -19,7 +19,7 @@ class KeptNotes(dict[str, Any]):
     """
 
     def __init__(self, run: Run, about: str = "") -> None:
-        _, kept = run.restore() or (0, {"about": about, "notes": {}})
+        kept: Any = (run.restore() or (0, {"about": about, "notes": {}}))[1]
         if kept["about"] != about:
             raise UsageError("resume=True: the calibration has changed since the run began; allowed: the same one")
         super().__init__(kept["notes"])

@@ -63,6 +63,16 @@ SCORES = ["std", "dual", "mean_prob", "loss", "abs_delta", "el2n", "forgetting",
 ABLATE = "bdp-nas ablate --preset small --seeds 5 --cpu"
 DEMO_BENCH = f"delta-dit bench --seeds 3 --samples 400 --labels {ODD_DIGITS} --cpu"
 EXACT_BENCH = f"delta-dit bench --target exact --seeds 3 --samples 400 --labels {ODD_DIGITS} --cpu"
+# every plan with each forecast, of Δ and of features
+ABLATED = " ".join(
+    [
+        f"{plan}-{forecast}{kept}"
+        for plan in ("paper", "generic", "calibrated")
+        for forecast in ("held", "linear")
+        for kept in ("", "-features")
+    ]
+    + ["calibrated-fitted", "calibrated-fitted-features"]
+)
 # what `bench` writes: a file of docs/results, and the command lines whose rows it joins
 MEASUREMENTS = {
     "delta-dit-demo-1.33": [f"{DEMO_BENCH} --speedup 1.33"],
@@ -70,9 +80,12 @@ MEASUREMENTS = {
     "delta-dit-demo-2": [f"{DEMO_BENCH} --speedup 2"],
     "delta-dit-demo-2.5": [f"{DEMO_BENCH} --speedup 2.5"],
     "delta-dit-demo-lcm-1.12": [f"{DEMO_BENCH} --model demo-lcm --speedup 1.12"],
-    "delta-dit-exact-8": [f"{EXACT_BENCH} --budget 8"],
+    "delta-dit-exact": [f"{EXACT_BENCH} --budget 8 10 12.5 16 20 --tuning 1500"],
     "delta-dit-exact-12.5": [f"{EXACT_BENCH} --budget 12.5"],
-    "delta-dit-exact-20": [f"{EXACT_BENCH} --budget 20"],
+    "delta-dit-ablation": [
+        f"{DEMO_BENCH} --speedup 1.6 --methods {ABLATED}",
+        f"{EXACT_BENCH} --budget 12.5 --methods {ABLATED}",
+    ],
     "delta-dit-analyze": ["delta-dit analyze --cpu"],
     "clipsam-embedded": [
         *(f"clipsam eval --data procedural cells --samples 126 --seed {seed} --zero-shot --cpu" for seed in range(3)),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from frugal_shared.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from frugal_shared.errors import RunError
@@ -362,6 +363,37 @@ def test_the_umask_says_who_may_read(tmp_path, umask, file, folder):
     assert path.stat().st_mode & 0o777 == folder
     for written in (path / "state.json", tmp_path / "manifest.json"):
         assert written.stat().st_mode & 0o777 == file
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no umask")
+def test_the_umask_opens_what_a_library_wrote_for_its_owner_alone(tmp_path):
+    """safetensors' own save_file does, and with it every save_pretrained."""
+    before = os.umask(0o027)
+    try:
+        with whole_folder(tmp_path / "pipeline") as folder:
+            (folder / "deep").mkdir()
+            save_file({"weight": torch.zeros(1)}, folder / "deep" / "weights.safetensors")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "pipeline" / "deep").iterdir()}
+    assert modes == {0o640}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_a_pipe_and_a_link_stay_what_they_are(tmp_path):
+    """As /dev/stdout and /dev/null have to, where root may replace them."""
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("file")
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        write_bytes(pipe, b"data")
+        write_bytes(link, b"data")
+        assert os.read(reader, 10) == b"data"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo() and link.is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"data"
 
 
 @pytest.mark.parametrize("links", [True, False])

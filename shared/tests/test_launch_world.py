@@ -3,10 +3,21 @@
 import signal
 
 import pytest
+import torch
+from accelerate.state import PartialState
 
 from frugal_shared.config import ProcessConfig
 from frugal_shared.errors import UsageError
-from frugal_shared.launch import PLUGINS, check_launcher, check_world, heeding_sigterm, launch, started_world
+from frugal_shared.launch import (
+    PLUGINS,
+    TRAINING,
+    check_launcher,
+    check_world,
+    heeding_sigterm,
+    launch,
+    started_world,
+    use_device,
+)
 
 TOLD = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 SLURM = ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PTY_PORT")
@@ -17,7 +28,7 @@ def tell(monkeypatch):
     """Set the variables by which a launcher tells a process about its world, and none besides."""
 
     def tell(variables):
-        for name in (*TOLD, *SLURM, *PLUGINS, "ACCELERATE_MIXED_PRECISION"):
+        for name in (*TOLD, *SLURM, *PLUGINS, *TRAINING, "ACCELERATE_MIXED_PRECISION"):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -65,6 +76,11 @@ ONE = {
     "mpirun of one": {"PMI_SIZE": "1"},
     "a size that is none": {"WORLD_SIZE": ""},
 }
+ALONE_FOR_US = {
+    "mpirun of tasks that are meant to be alone": {"WORLD_SIZE": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+    "a worker's number and no launcher": {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
+    "a size that is none": {"WORLD_SIZE": ""},
+}
 WORKERS = {
     "torchrun": TORCH,
     "torchrun once per machine under srun": STEP | TORCH,
@@ -78,6 +94,22 @@ def test_a_process_that_is_alone_runs(tell, variables):
     assert started_world() == 1
     assert runs(ProcessConfig())
     check_world(1)
+
+
+@pytest.fixture
+def apart():
+    """Accelerate as in a new process."""
+    PartialState._reset_state()
+    yield
+    PartialState._reset_state()
+
+
+@pytest.mark.parametrize("variables", ALONE_FOR_US.values(), ids=ALONE_FOR_US)
+def test_what_we_take_for_one_process_is_one_for_accelerate(tell, apart, variables):
+    tell(variables)
+    with use_device(ProcessConfig(cpu=True)):
+        assert PartialState(cpu=True).num_processes == started_world() == 1
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("variables", WORKERS.values(), ids=WORKERS)
@@ -110,6 +142,21 @@ def test_what_shards_a_model_is_refused(tell, variable):
     with pytest.raises(UsageError, match=rf"{variable}=true: .* is not supported; allowed: "):
         check_launcher("no")
     tell({variable: "false"})
+    check_launcher("no")
+
+
+@pytest.mark.parametrize(
+    "variable, value, neutral",
+    [("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "1"), ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "NO")],
+)
+def test_what_would_train_otherwise_is_refused(tell, variable, value, neutral):
+    """Accelerate would divide every loss by 4, or compile the model, whose tensors then have other names."""
+    tell({variable: value})
+    with pytest.raises(
+        UsageError, match=f"{variable}={value} of the launcher is not what .*; allowed: {neutral.lower()}"
+    ):
+        check_launcher("no")
+    tell({variable: neutral})
     check_launcher("no")
 
 

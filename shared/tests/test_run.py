@@ -223,6 +223,12 @@ def test_a_folder_in_use_is_refused(tmp_path, options):
         assert again.restore()[0] == 1
 
 
+def test_a_lock_that_cannot_be_had_is_named_as_a_path(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(OSError, match=r"Is a directory: '.*\.lock'$"), start(tmp_path):
+        pass
+
+
 def test_of_two_that_start_at_once_one_gets_the_folder(tmp_path, monkeypatch):
     """Where no file can be locked, and the other one is quicker by the blink of an eye."""
     theirs, settle = tmp_path / "run" / "manifest.json", claim._manifest_before
@@ -286,6 +292,30 @@ def test_overwrite_replaces_the_run(finished):
         assert [path.name for path in finished.iterdir() if path.name != ".lock"] == ["manifest.json"]
         assert run.restore() is None
     assert read(finished / "manifest.json")["config"]["steps"] == 9
+
+
+@pytest.mark.parametrize("again", [{}, {"resume": True}])
+def test_overwrite_spares_what_was_there_before_the_run(tmp_path, again):
+    """As in a run with ``--output-dir .``, and in one that goes on with it."""
+    (tmp_path / "thesis.tex").write_text("mine")
+    with start(tmp_path) as run:
+        run.log(1, loss=1.0)
+    if again:
+        with start(tmp_path, **again):
+            pass
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="held other files before its run"), start(tmp_path, overwrite=True):
+        pass
+    assert contents(tmp_path) == before
+
+
+def test_overwrite_takes_a_run_that_was_killed_at_its_start(tmp_path):
+    """It may leave its manifest under a hidden name."""
+    (tmp_path / ".manifest.json.0123abcd").write_text("{")
+    with start(tmp_path) as run:
+        run.log(1, loss=1.0)
+    with start(tmp_path, overwrite=True):
+        assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["manifest.json"]
 
 
 @pytest.mark.parametrize("make", [lambda folder: None, Path.mkdir])

@@ -42,3 +42,17 @@ def test_what_breaks_off_leaves_the_old_files_and_nothing_else(tmp_path, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == {FILE, "table.npz"}
     assert Table.load(tmp_path / "table.npz").test.tolist() == [[90.0]]
     assert Blueprint.read(tmp_path) == NETWORK
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_a_pipe_stays_one(tmp_path):
+    """As /dev/null has to, where root may replace it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        table(0.5).save(pipe)
+        assert os.read(reader, 2) == b"PK"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

@@ -13,7 +13,7 @@ from delta_dit.delta_plan import DeltaPlan, Reuse
 from delta_dit.embedded.judge import load_judge
 from frugal_shared.datasets import TexturedDigits
 
-QUICK = ["--steps", "4", "--samples", "2", "--batch-size", "2", "--repeats", "1", "--tries", "2", "--cpu"]
+QUICK = ["--steps", "4", "--samples", "2", "--batch-size", "2", "--repeats", "1", "--tuning", "2", "--cpu"]
 KEYS = {"method", "cost_steps", "mac_speedup", "worst_psnr_db", "wall_speedup", "psnr_db", "ssim", "latent_rel_l1"}
 KEYS |= {"outline_accuracy", "texture_accuracy", "frechet_distance"}
 
@@ -50,12 +50,35 @@ def test_bench_compares_with_the_exact_images_at_a_budget(tmp_path):
     arguments += ["--methods", "fewer-steps", "moved-steps", "generic", "calibrated", "--json", str(out)]
     assert main(["bench", *QUICK, *arguments, "--output-dir", str(tmp_path / "run")]) == 0
     rows = rows_of(out)
-    assert list(rows) == ["uncached", "fewer-steps", "moved-steps", "generic", "calibrated"]
+    assert list(rows) == ["uncached", "exact", "fewer-steps", "moved-steps", "generic", "calibrated"]
+    exact = rows.pop("exact")
+    assert exact["cost_steps"] == 16 and exact["psnr_exact_db"] is None and exact["frechet_distance"] > 0
     assert all(row["psnr_exact_db"] > 10 and row["worst_psnr_db"] <= row["psnr_exact_db"] for row in rows.values())
+    assert rows["fewer-steps"]["behind_db"] == pytest.approx(
+        rows["calibrated"]["psnr_exact_db"] - rows["fewer-steps"]["psnr_exact_db"]
+    )
     assert rows["uncached"]["cost_steps"] == 4 and rows["uncached"]["psnr_db"] is None
     assert rows["moved-steps"]["cost_steps"] == rows["fewer-steps"]["cost_steps"] == 3
     assert rows["moved-steps"]["psnr_exact_db"] != rows["fewer-steps"]["psnr_exact_db"]
     assert 3 < rows["calibrated"]["cost_steps"] < 3.1 and rows["calibrated"]["tuning_generations"] == 34
+
+
+def test_several_costs_make_a_curve(tmp_path):
+    pytest.importorskip("torchmetrics")
+    arguments = ["--budget", "2", "3", "--methods", "fewer-steps", "generic-held-features", "annealed-mask"]
+    assert main(["bench", *QUICK, *arguments, "--output-dir", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["method"], row["budget"]) for row in rows[:4]] == [
+        ("uncached", None),
+        ("fewer-steps", 2),
+        ("annealed-mask", 2),
+        ("generic-held-features", 2),
+    ]
+    assert [row["why"] for row in rows] == [None] * 7
+    assert rows[1]["cost_steps"] == 2 and rows[4]["cost_steps"] == 3
+    assert rows[4]["psnr_at_budget_db"] == rows[4]["psnr_db"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["fewer-steps_2_psnr_db"] == rows[1]["psnr_db"]
 
 
 def test_speedup_one_is_the_uncached_picture(tmp_path):
@@ -74,14 +97,14 @@ def test_a_resumed_bench_keeps_its_rows(tmp_path, monkeypatch):
 
     own = Contest.own
 
-    def killed(self, name):
+    def killed(self, name, cost):
         if name == "generic":
             raise KeyboardInterrupt
-        return own(self, name)
+        return own(self, name, cost)
 
     monkeypatch.setattr(Contest, "own", killed)
     assert main(arguments) == 130
-    monkeypatch.setattr(Contest, "own", lambda self, name: own(self, name) if name == "generic" else 1 / 0)
+    monkeypatch.setattr(Contest, "own", lambda self, *what: own(self, *what) if what[0] == "generic" else 1 / 0)
     assert main([*arguments, "--resume"]) == 0
     assert list(rows_of(tmp_path / "rows.json")) == ["uncached", "fewer-steps", "generic"]
 
@@ -112,6 +135,8 @@ BAD = [
     (["--budget", "0.5"], 2, "budget=0.5"),
     (["--budget", "21"], 2, "budget=21"),
     (["--target", "best"], 2, "best"),
+    (["--budget", "8", "12", "--plan", "a.json"], 2, "1 plans for 2 costs"),
+    (["--tuning", "0"], 2, "tuning=0"),
 ]
 
 

@@ -137,7 +137,7 @@ def record(*values, keep):
 def test_order_0_adds_the_newest_delta_and_keeps_no_other():
     history = record((0, 1.0), (3, 5.0), keep=1)
     assert history.steps == [3] and len(history.deltas) == 1
-    assert torch.equal(history.forecast(5, Reuse(0, 2))[0], torch.full((2,), 5.0))
+    assert torch.equal(history.forecast(5, Reuse(0, 2), range(9))[0], torch.full((2,), 5.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -145,16 +145,20 @@ def test_order_1_is_exact_where_delta_changes_linearly(dtype):
     history = DeltaRecord()
     for step in (0, 2):
         history.push(step, (torch.full((2,), 3.0 + 2 * step, dtype=dtype), None), keep=2)
-    delta, ended = history.forecast(3, Reuse(0, 2, 1))
+    delta, ended = history.forecast(3, Reuse(0, 2, 1), range(9))
     assert delta.dtype == dtype and torch.equal(delta, torch.full((2,), 9.0, dtype=dtype)) and ended is None
 
 
 def test_order_1_after_a_single_full_step_is_order_0():
-    assert torch.equal(record((0, 1.0), keep=2).forecast(1, Reuse(0, 2, 1))[0], torch.ones(2))
+    assert torch.equal(record((0, 1.0), keep=2).forecast(1, Reuse(0, 2, 1), range(9))[0], torch.ones(2))
 
 
 def test_a_fitted_forecast_is_the_weighted_sum_of_the_newest_two():
     history = record((0, 2.0), (3, 5.0), keep=2)
-    assert torch.allclose(history.forecast(5, Reuse(0, 2, 1, (1.2, -0.25)))[0], torch.full((2,), 1.2 * 5 - 0.25 * 2))
-    assert torch.allclose(history.forecast(5, Reuse(0, 2, 0, (0.9,)))[0], torch.full((2,), 4.5))
-    assert torch.equal(record((0, 1.0), keep=2).forecast(1, Reuse(0, 2, 1, (1.2, -0.25)))[0], torch.ones(2))  # held
+    assert torch.allclose(
+        history.forecast(5, Reuse(0, 2, 1, (1.2, -0.25)), range(9))[0], torch.full((2,), 1.2 * 5 - 0.25 * 2)
+    )
+    assert torch.allclose(history.forecast(5, Reuse(0, 2, 0, (0.9,)), range(9))[0], torch.full((2,), 4.5))
+    assert torch.equal(
+        record((0, 1.0), keep=2).forecast(1, Reuse(0, 2, 1, (1.2, -0.25)), range(9))[0], torch.ones(2)
+    )  # held

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from delta_dit.commands import exact_pictures
 from delta_dit.commands.cli import main
 from delta_dit.commands.models import load_sampler
 from delta_dit.commands.pictures import to_bytes
@@ -51,7 +52,8 @@ def test_speedup_one_draws_what_no_cache_draws(tmp_path):
             assert np.array_equal(np.asarray(image), uncached[index])
 
 
-def test_demo_writes_the_results_that_the_gallery_reads_and_says_what_it_does(tmp_path, capsys):
+def test_demo_writes_the_results_that_the_gallery_reads_and_says_what_it_does(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exact_pictures, "EXACT_STEPS", 25)
     arguments = ["demo", "--samples", "4", "--batch-size", "4", "--steps", "5", "--repeats", "1", "--cpu"]
     assert main([*arguments, "--output-dir", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
@@ -59,7 +61,9 @@ def test_demo_writes_the_results_that_the_gallery_reads_and_says_what_it_does(tm
     assert {"psnr_db", "outline_accuracy", "texture_accuracy", "paper_psnr_db", "fewer_steps_psnr_db"} <= results.keys()
     assert (tmp_path / "report.html").exists() and (tmp_path / "report.json").exists()
     *steps, address = capsys.readouterr().out.splitlines()
-    assert "uncached (1 of 4)" in steps[0] and len(steps) == 4
+    assert "uncached (1 of 4)" in steps[0] and len(steps) == 5
+    assert results["planned_psnr_exact_db"] > results["uncached_psnr_exact_db"] > 10
+    assert (tmp_path / "exact.png").stat().st_size > 10_000
     assert address == (tmp_path / "report.html").as_uri()
 
 

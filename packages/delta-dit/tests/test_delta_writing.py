@@ -36,3 +36,17 @@ def test_the_name_in_use_meanwhile_is_nobody_elses(tmp_path, monkeypatch):
     for _ in range(2):
         write_bytes(tmp_path / "plan.json", b"{}")
     assert len(set(names)) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_a_pipe_stays_one(tmp_path):
+    """As /dev/null has to, where root may replace it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        write_bytes(pipe, b"{}")
+        assert os.read(reader, 3) == b"{}"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

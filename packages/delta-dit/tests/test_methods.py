@@ -6,12 +6,14 @@ import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from delta_dit.adapters import blocks_of
-from delta_dit.commands.bench import Outcome, bisect
+from delta_dit.commands.feature_cache import features_of
+from delta_dit.commands.foreign import Dial
 from delta_dit.commands.frechet import frechet_distance
 from delta_dit.commands.methods import Method, counted, last_sample, macs
 from delta_dit.commands.models import Sampler, open_gates
-from delta_dit.commands.peers import PEERS, Dial, Setting, naive_feature_cache
+from delta_dit.commands.peers import PEERS
 from delta_dit.config import DeltaCacheConfig
+from delta_dit.delta_plan import DeltaPlan, Reuse
 from delta_dit.embedded.pixel import PixelDiTPipeline
 
 STEPS = 8
@@ -48,9 +50,9 @@ def some_setting(sampler, name):
     return option.setting(0.5) if isinstance(option, Dial) else option
 
 
-@pytest.mark.parametrize("name", ["FirstBlockCache", "TaylorSeer", "MagCache", "DBCache"])
+@pytest.mark.parametrize("name", PEERS)
 def test_a_foreign_cache_saves_forgets_and_leaves_nothing_behind(name, sampler):
-    if name == "DBCache":
+    if name.startswith("DBCache"):
         pytest.importorskip("cache_dit")
     before = drawn(sampler, Method("uncached", STEPS))
     method = Method(name, STEPS, attach=some_setting(sampler, name).attach)
@@ -64,9 +66,9 @@ def test_a_foreign_cache_saves_forgets_and_leaves_nothing_behind(name, sampler):
     assert torch.equal(drawn(sampler, Method("uncached", STEPS)), before)
 
 
-@pytest.mark.parametrize("name", ["FirstBlockCache", "MagCache", "DBCache"])
+@pytest.mark.parametrize("name", ["FirstBlockCache", "MagCache", "DBCache", "SmoothCache-like", "InvarDiff-like"])
 def test_a_dial_at_its_low_end_is_the_uncached_model(name, sampler):
-    if name == "DBCache":
+    if name.startswith("DBCache"):
         pytest.importorskip("cache_dit")
     dial = PEERS[name](sampler, STEPS, 1.6)[0]
     assert isinstance(dial, Dial)
@@ -79,7 +81,7 @@ def test_the_naive_cache_gives_the_same_output_whatever_went_into_the_range(samp
     config = DeltaCacheConfig(schedule="front", interval=2, cached_blocks=4)
     outputs = {}
     for name, method in {
-        "naive": Method("naive", STEPS, attach=naive_feature_cache(config).attach),
+        "naive": Method("naive", STEPS, attach=features_of(config.plan_for(STEPS, 4))),
         "delta": Method("delta", STEPS, config),
     }.items():
         seen = outputs[name] = []
@@ -92,9 +94,21 @@ def test_the_naive_cache_gives_the_same_output_whatever_went_into_the_range(samp
     assert not torch.equal(outputs["delta"][2], outputs["delta"][3])
 
 
+def test_features_are_forecast_as_deltas_are(sampler):
+    """a·o_s + b·o_p of the outputs that the last two full steps gave; held in the first reuse, with one alone."""
+    reuses = [None, None, Reuse(0, 4, order=1, weights=(1.25, -0.5)), *[None] * (STEPS - 3)]
+    method = Method("features", STEPS, attach=features_of(DeltaPlan.of(4, reuses)))
+    seen = []
+    with method.on(sampler):
+        model = sampler.pipe.transformer
+        model.norm_out.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+        sampler.draw(0, range(2), steps=STEPS)
+    torch.testing.assert_close(seen[2], 1.25 * seen[1] - 0.5 * seen[0])
+
+
 def test_the_naive_cache_costs_what_delta_costs(sampler):
     config = DeltaCacheConfig(schedule="paper", interval=2, cached_blocks=3)
-    naive = Method("naive", STEPS, attach=naive_feature_cache(config).attach)
+    naive = Method("naive", STEPS, attach=features_of(config.plan_for(STEPS, 4)))
     assert macs(naive, sampler) == macs(Method("delta", STEPS, config), sampler)
     assert macs(naive, sampler) < macs(Method("uncached", STEPS), sampler)
 
@@ -133,15 +147,3 @@ def test_frechet_distance_of_gaussians_in_closed_form():
     standard, other = random.standard_normal((40_000, 3)), 2 + 1.5 * random.standard_normal((40_000, 3))
     assert frechet_distance(other, standard) == pytest.approx(3 * (4 + 0.25), rel=0.02)
     assert frechet_distance(standard, standard) == pytest.approx(0, abs=1e-6)
-
-
-def test_bisect_finds_where_a_dial_reaches_the_speedup():
-    tried = []
-
-    def attempt(setting):
-        tried.append(Outcome(setting, 1 + setting.knobs["x"] / 2, 0.0))
-        return tried[-1].speedup
-
-    bisect(Dial(lambda x: Setting({"x": x}, lambda pipe, steps: None)), 1.6, attempt, 12)
-    assert tried[-1].speedup == pytest.approx(1.6, abs=0.01)
-    assert len(tried) == 12

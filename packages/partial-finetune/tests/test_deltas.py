@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -326,6 +327,19 @@ def test_a_crash_while_saving_leaves_the_old_delta(path, tuned, monkeypatch):
         save_delta(path, tuned, delta.base, selection=SELECTION, info=INFO, initial_head=head)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert [file.name for file in path.parent.iterdir()] == ["delta"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_the_umask_decides_who_may_read_a_delta(tuned, tmp_path):
+    before = os.umask(0o027)
+    try:
+        path = tmp_path / "delta"
+        save_delta(path, tuned, base_hashes(tuned), selection=SELECTION, info=INFO, initial_head=head_of(tuned))
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()} == dict.fromkeys(
+        ("delta.safetensors", "delta.json"), 0o640
+    )
 
 
 def test_what_a_killed_process_left_does_not_disturb(tuned, tmp_path):

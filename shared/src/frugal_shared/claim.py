@@ -22,6 +22,7 @@ except ImportError:  # Windows
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 REPLACED = ".replaced"
+ALONE = "alone"  # of a manifest: whether there was nothing else in the folder before the run
 # may change between a run and its resumption without changing a byte of the result
 _FREE_FIELDS = {"output_dir", "resume", "overwrite", "debug", "tracker", "num_processes", "cpu", "device", "timeout"}
 
@@ -46,6 +47,7 @@ def take(folder: Path, manifest: dict[str, Any], config: RunConfig, held: ExitSt
     held.enter_context(locked(folder))
     settle(folder)
     path, before = folder / MANIFEST, _manifest_before(folder, config)
+    manifest[ALONE] = before.get(ALONE, True) if before else not _strangers(folder)
     held.push(lambda error, *_: _withdraw(path, manifest["id"]) if error else None)
     if config.resume and before is not None:
         _check_options(before, manifest)
@@ -82,6 +84,8 @@ def _manifest_before(folder: Path, config: RunConfig) -> dict[str, Any] | None:
             raise ValueError("no run of ours")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(f"{where} holds an unreadable manifest.json; allowed: another folder") from error
+    if config.overwrite and not manifest.get(ALONE, True):
+        raise UsageError(f"{where} held other files before its run, which would be lost; allowed: another folder")
     return manifest
 
 
@@ -145,7 +149,7 @@ def locked(folder: Path) -> Iterator[None]:
 def _lock(path: Path) -> FileIO:
     """Return a hidden file that this process has locked."""
     while True:
-        file = FileIO(path, "a+")
+        file = FileIO(str(path), "a+")  # of a path itself, an error would show its class
         try:
             _take(file, path)
             if _is_at(file, path):  # and not that of a run that has ended meanwhile
@@ -215,6 +219,11 @@ def settle(folder: Path) -> None:
     for path in sorted(aside.iterdir(), key=lambda path: path.name == MANIFEST):
         path.rename(folder / path.name)
     aside.rmdir()
+
+
+def _strangers(folder: Path) -> list[Path]:
+    """Return what no run has put into a folder without a manifest: a killed one may leave its unfinished manifest."""
+    return [path for path in content(folder) if not path.name.startswith(f".{MANIFEST}.")]
 
 
 def content(folder: Path) -> list[Path]:

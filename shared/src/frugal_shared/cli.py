@@ -42,8 +42,11 @@ def _print_what_can_be_printed() -> None:
 
     The standard error needs no help: it never refuses a letter.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        try:  # a letter, and a byte of a file's name
+            "Δ\udcff".encode(sys.stdout.encoding, sys.stdout.errors or "strict")
+        except UnicodeEncodeError:
+            sys.stdout.reconfigure(errors="replace")
 
 
 def _outcome(program: str, commands: Commands, argv: list[str]) -> int:

@@ -46,6 +46,8 @@ PLUGINS = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
 }
+# how it tells an Accelerator to train otherwise than the command says, and what says nothing
+TRAINING = {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_DYNAMO_BACKEND": "no"}
 PR_SET_PDEATHSIG = 1  # of Linux's prctl: a signal for when the parent has ended
 
 
@@ -95,13 +97,17 @@ def check_launcher(mixed_precision: str) -> None:
         mixed_precision: what the command computes in: "no", "bf16" or "fp16".
 
     Raises:
-        UsageError: FSDP, DeepSpeed, Megatron-LM, a parallelism config or XLA; or another precision than the command's.
+        UsageError: FSDP, DeepSpeed, Megatron-LM, a parallelism config or XLA; gradient accumulation or torch.compile;
+            or another precision than the command's.
     """
     from accelerate.utils import is_torch_xla_available
 
     for variable, name in PLUGINS.items():
         if os.environ.get(variable, "").lower() == "true":
             raise UsageError(f"{variable}=true: {name} is not supported; allowed: one whole model per process (DDP)")
+    for variable, neutral in TRAINING.items():
+        if (value := os.environ.get(variable, neutral)).lower() != neutral:
+            raise UsageError(f"{variable}={value} of the launcher is not what the command does; allowed: {neutral}")
     if is_torch_xla_available():
         raise UsageError("torch_xla is not supported; allowed: USE_TORCH_XLA=0 in the environment")
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
@@ -186,6 +192,8 @@ def use_device(config: ProcessConfig) -> Iterator[None]:
     if device is None and world > 1 and not _many_gpus():
         device = "cpu"  # Accelerate would let each process run alone
     with contextlib.ExitStack() as undo:
+        if world == 1:  # nor does Accelerate look for others, by MPI's first variable and that of a worker
+            undo.enter_context(_environment(PMI_SIZE="1", LOCAL_RANK="-1"))
         if device == "cpu":
             undo.enter_context(_environment(ACCELERATE_USE_CPU="true"))
         elif device is not None:

@@ -14,7 +14,13 @@ _ASIDE = ".{}.replaced"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, and nothing between."""
+    """Write ``data`` to ``path`` so that a reader sees the old file or the whole new one, and nothing between.
+
+    A link, a device or a pipe, such as /dev/stdout, is written to and stays what it is.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_bytes(data)
+        return
     with _filled(path, data) as temporary:
         temporary.replace(path)
 
@@ -57,6 +63,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        _open_as(new)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)  # of a process that was killed while it deleted it
             path.rename(old)
@@ -75,6 +82,14 @@ def put_back(folder: Path, pattern: str) -> None:
         if not path.exists():
             with suppress(FileNotFoundError):  # another process was quicker
                 old.rename(path)
+
+
+def _open_as(folder: Path) -> None:
+    """Let those read the files in a new folder who may read it by the umask: safetensors lets nobody but the owner."""
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 @contextmanager

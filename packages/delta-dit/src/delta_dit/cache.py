@@ -214,7 +214,9 @@ class DeltaCache:
         if obstacle is not None:
             self._explain(obstacle)
         self.stats.plan = plan
-        self.run = Run(number, plan, self._pieces, obstacle)
+        # what Δ follows; but a calibrated plan was tried along its steps, and does worse when carried over otherwise
+        ratios = self.clock.ratios if self.config.plan is None else None
+        self.run = Run(number, plan, self._pieces, obstacle, ratios)
         return self.run
 
     def _end_run(self) -> None:
@@ -261,7 +263,7 @@ class DeltaCache:
             records = [branch.records.get(piece, DeltaRecord()) for piece in pieces]
             if all(record.steps and record.steps[0] >= full for record in records):
                 call.skips = action.range
-                call.deltas = {piece: record.forecast(step, action) for piece, record in zip(pieces, records)}
+                call.deltas = {piece: record.forecast(step, action, run.axis) for piece, record in zip(pieces, records)}
                 branch.trim(needed)
                 return call
             call.fallback = "the Δ is out of date" if branch.records else "no Δ was recorded yet"

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from delta_dit.noise import log_snr, log_snr_of_levels
+
 MOST_TIMESTEPS = 3
 """How many timesteps the calls of one step may have: a model may be called for known frames, too."""
 
@@ -33,6 +35,11 @@ class Clock(Protocol):
     @property
     def levels(self) -> Sequence[float] | None:
         """Noise level of each step in [0, 1], 1 = pure noise, if known."""
+        ...
+
+    @property
+    def ratios(self) -> Sequence[float] | None:
+        """λ of each step (:mod:`delta_dit.noise`), if known."""
         ...
 
     def tick(self, timestep: Any) -> Position | None:
@@ -58,9 +65,15 @@ class SchedulerClock:
         """See :class:`Clock`."""
         return len(self.levels)
 
+    @property
+    def ratios(self) -> Sequence[float] | None:
+        """See :class:`Clock`."""
+        return log_snr(self.scheduler, self.values.tolist()).tolist()
+
     def restart(self) -> None:
         """See :class:`Clock`."""
         self.timesteps: torch.Tensor | None = None
+        self.values = torch.empty(0)
         self.levels: list[float] = []
         self.step = 0
         self.seen: list[float] = []
@@ -145,6 +158,7 @@ class TimestepClock:
     """
 
     levels: Sequence[float] | None = None
+    ratios: Sequence[float] | None = None
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -187,6 +201,7 @@ class RequestClock(TimestepClock):
     def __init__(self, steps: int, levels: Sequence[float] | None = None) -> None:
         super().__init__(steps)
         self.levels = levels
+        self.ratios = None if levels is None else log_snr_of_levels(levels).tolist()
         self.told: int | None = None
 
     def tick(self, timestep: Any) -> Position | None:

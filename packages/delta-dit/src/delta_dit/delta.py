@@ -9,6 +9,7 @@ where a model's last block gives no text stream.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -108,9 +109,16 @@ class DeltaRecord:
         """How much memory the Δs take."""
         return sum(stream.nbytes for delta in self.deltas for stream in delta if stream is not None)
 
-    def forecast(self, step: int, reuse: Reuse) -> Streams:
-        """Return the Δ to add at ``step``: a·Δ_s + b·Δ_p of the newest two."""
-        a, b = reuse.coefficients(self.steps[0], self.steps[1] if len(self.steps) > 1 else None, step)
+    def forecast(self, step: int, reuse: Reuse, axis: Sequence[float]) -> Streams:
+        """Return the Δ to add at ``step``: a·Δ_s + b·Δ_p of the newest two.
+
+        Args:
+            step: t.
+            reuse: what the plan has there.
+            axis: where each step lies, for linear forecasts.
+        """
+        newest, *older = (axis[known] for known in self.steps)
+        a, b = reuse.coefficients(newest, older[0] if older else None, axis[step])
         total = a + b  # a·Δ_s + b·Δ_p is one interpolation, and where the weights do not sum to 1 one product more
         streams = self.deltas[0] if b == 0 else _lerp(self.deltas[0], self.deltas[1], b / total)
         return streams if math.isclose(total, 1) else tuple(None if d is None else total * d for d in streams)

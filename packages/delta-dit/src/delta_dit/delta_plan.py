@@ -37,7 +37,8 @@ class Reuse:
     At step t it is a·Δ_s + b·Δ_p, from the Δ of the last full step s and that of the one before it, p:
 
     * *held*: a = 1, b = 0, which is order 0.
-    * *linear*: the line through both, a = 1 + r and b = −r with r = (t − s) / (s − p), which is order 1.
+    * *linear*: the line through both, a = 1 + r and b = −r with r = (t − s) / (s − p), which is order 1. Of schedules,
+      which nobody tried, t, s and p are not the numbers of the steps but their λ (:mod:`delta_dit.noise`).
     * *scaled*, order 0, and *fitted*, order 1: what a calibration found for (p, s, t), the ``weights`` ``(a,)`` or
       ``(a, b)``.
     """
@@ -62,8 +63,8 @@ class Reuse:
         """The forecast's name: held, linear, scaled or fitted."""
         return FORECASTS[self.order, self.weights is not None]
 
-    def coefficients(self, newest: int, previous: int | None, step: int) -> tuple[float, float]:
-        """Return (a, b) at a step, given the two full steps; without the second the newest Δ is held."""
+    def coefficients(self, newest: float, previous: float | None, step: float) -> tuple[float, float]:
+        """Return (a, b) at a step, given where it and the two full steps lie; without the second the newest is held."""
         if previous is None and self.order == 1:
             return 1.0, 0.0
         if self.weights is not None:

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from delta_dit.delta_plan import Argument
+from delta_dit.noise import NEAREST, log_snr, log_snr_of_levels
 
 MOVES = "moves_steps_of_a_plan"  # marks the method that stands in for a scheduler's own
 GRID = 1000  # levels that a density is known at
-NEAREST = 1e-3
-"""How near to pure noise and to no noise sigmas may come: λ is infinite there."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,13 @@ class Spacing:
         if argument is None:
             raise ValueError(f"{type(scheduler).__name__} takes no steps from outside; allowed: its own steps")
         if argument == "timesteps":
-            signal = scheduler.alphas_cumprod.double().cpu().numpy()
-            values = np.arange(len(signal))
-            ratio = 0.5 * np.log(signal / (1 - signal))
+            values = np.arange(len(scheduler.alphas_cumprod))
+            ratio = log_snr(scheduler, values.tolist())
             last = scheduler.config.get("lambda_min_clipped", -math.inf)
             values, ratio = values[ratio >= last], ratio[ratio >= last]
         else:
             values = np.linspace(NEAREST, 1, GRID)
-            ratio = -np.log(values / np.maximum(1 - values, NEAREST))
+            ratio = log_snr_of_levels(values)
         density = np.abs(np.gradient(ratio))
         both = (1 - share) / len(values) + share * density / density.sum()
         # from the noisiest level downwards

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from delta_dit.delta_plan import DeltaPlan, Full, Range, Reuse
 
@@ -18,12 +18,23 @@ class Run:
         plan: what its steps do.
         pieces: of a range.
         obstacle: why nothing can be reused in it, if so.
+        ratios: λ of each step, along which linear forecasts are drawn; default: along the number of the step, as it is
+            also done where two steps have the same.
     """
 
-    def __init__(self, number: int, plan: DeltaPlan, pieces: Pieces, obstacle: str | None) -> None:
+    def __init__(
+        self,
+        number: int,
+        plan: DeltaPlan,
+        pieces: Pieces,
+        obstacle: str | None,
+        ratios: Sequence[float] | None = None,
+    ) -> None:
         self.number = number
         self.plan = plan
         self.obstacle = obstacle
+        rises = ratios is not None and all(a < b for a, b in itertools.pairwise(ratios))
+        self.axis: Sequence[float] = ratios if ratios is not None and rises else range(plan.steps)
         self.needs = [_needs_after(plan, step, pieces) for step in range(plan.steps)]
         """After each step, how many of the newest Δs of each piece will still be read."""
         self.last_reuse = max((step for step, reuse in enumerate(plan.reuses) if reuse), default=-1)

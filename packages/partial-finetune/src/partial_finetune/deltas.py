@@ -238,6 +238,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> 
     with whole(path) as folder:
         # copies, because safetensors refuses two names for one memory, as tied weights have
         save_file({name: _copy(tensor) for name, tensor in tensors.items()}, folder / TENSORS)
+        (folder / TENSORS).chmod(folder.stat().st_mode & 0o666)  # as the umask has it; save_file opens it to nobody
         facts["sha256"] = _digest(folder / TENSORS, facts)
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 

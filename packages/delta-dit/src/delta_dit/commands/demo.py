@@ -8,6 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from delta_dit.adapters import blocks_of
+from delta_dit.commands import exact_pictures
 from delta_dit.commands.demo_report import CALIBRATED, FEWER, OURS, PAPER, report
 from delta_dit.commands.methods import UNCACHED, Method, draw_all, macs, quality
 from delta_dit.commands.models import Sampler, load_sampler
@@ -41,11 +42,14 @@ def main(config: DemoConfig) -> None:
             row |= quality(drawn, images.get(UNCACHED), sampler.labels(range(config.samples)), judge)
             rows.append({"method": method.name, **row})
             images[method.name] = drawn
+        run.accelerator.print("drawing a few in very many steps, and by a plan that is made to be near to them")
+        exact = exact_pictures.draw(sampler, run, config.seed, config.steps)
         if run.accelerator.is_main_process:
             samples = {name: to_bytes(drawn) for name, drawn in images.items()}
             write_bytes(run.folder / "samples.safetensors", save(samples))
-            report(rows, images, plans_of(compared, sampler), config, timed(config)).write(run.folder)
-        run.finish(flat(rows, config))
+            exact.plot().savefig(run.folder / "exact.png")
+            report(rows, images, exact, plans_of(compared, sampler), config, timed(config)).write(run.folder)
+        run.finish(flat(rows, config) | exact.results())
         run.accelerator.print((run.folder / "report.html").resolve().as_uri())
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -12,39 +12,44 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from delta_dit.attach import delta_cache
+from delta_dit.commands.foreign import Attach, on_copy
 from delta_dit.commands.models import Sampler
-from delta_dit.commands.peers import Attach, on_copy
 from delta_dit.config import DeltaCacheConfig
+from delta_dit.delta_plan import Argument
 from delta_dit.embedded.judge import Judge
 from delta_dit.fidelity import psnr
+from delta_dit.moved_steps import moved
 from frugal_shared.errors import RunError
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run
 
 UNCACHED = "uncached"
 """Name of the method that all others are compared with."""
+EXACT = "exact"
+"""Name of the run of very many steps, which is what the sampler approximates."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to sample: fewer steps, our cache, somebody else's, or none."""
+    """One way to sample: fewer steps, our cache, somebody else's, or none; on the scheduler's steps or on others."""
 
     name: str
     steps: int
     cache: DeltaCacheConfig | None = None
     attach: Attach | None = None
+    moved: tuple[Argument, tuple[float, ...]] | None = None
 
     @contextmanager
     def on(self, sampler: Sampler) -> Iterator[None]:
         """Put the method on a sampler's pipeline, and take it off again."""
-        if self.attach is not None:
-            with on_copy(sampler.pipe):
+        with ExitStack() as stack:
+            if self.moved is not None:
+                stack.enter_context(moved(sampler.pipe.scheduler, *self.moved))
+            if self.attach is not None:
+                stack.enter_context(on_copy(sampler.pipe))
                 self.attach(sampler.pipe, self.steps)
-                yield
-        elif self.cache is not None:
-            with delta_cache(sampler.pipe, self.cache):
-                yield
-        else:
+            elif self.cache is not None:
+                stack.enter_context(delta_cache(sampler.pipe, self.cache))
             yield
 
 

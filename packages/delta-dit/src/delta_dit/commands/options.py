@@ -310,7 +310,16 @@ class AnalyzeConfig(ModelConfig):
 MOVED = "moved-steps"
 """The uncached run of as many steps as the cost allows, where the solver needs them: for --target exact."""
 METHODS = ("fewer-steps", MOVED, "naive-feature-cache", "front", "rear", "paper", "generic", "calibrated")
-PEERS = ("FirstBlockCache", "TaylorSeer", "MagCache", "DBCache")
+PEERS = ("FirstBlockCache", "TaylorSeer", "MagCache", "DBCache", "DBCache-mask", "SmoothCache-like", "InvarDiff-like")
+ANNEALED = "annealed-mask"
+"""Whole steps reused, found by simulated annealing."""
+ABLATION = tuple(
+    f"{plan}-{forecast}{kept}"
+    for plan in ("paper", "generic", "calibrated")
+    for forecast in ("held", "linear", *(["fitted"] if plan == "calibrated" else []))
+    for kept in ("", "-features")
+)
+"""A plan with another forecast of Δ, or of what the blocks give: only when asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,26 +332,26 @@ class BenchConfig(ConditionsConfig):
     """Use the model's architecture with random weights: for times and costs, not for pictures."""
     steps: int | None = None
     """Sampling steps of the reference; unset: the model's usual number."""
-    speedup: float = 1.6
-    """How many times fewer multiply-accumulates every method is to need."""
-    budget: float | None = None
+    speedup: tuple[float, ...] = (1.6,)
+    """How many times fewer multiply-accumulates every method is to need; of several a curve is drawn."""
+    budget: tuple[float, ...] = ()
     """Instead: what a run may cost, in evaluations of the whole transformer."""
     target: Target = "uncached"
     """Which images are to be met: the "uncached" ones of the same steps, or the "exact" ones of very many."""
     reference_steps: int | None = None
     """Steps that count as exact; unset: twenty times the reference's, for --target exact alone."""
-    plan: Path | None = None
-    """A calibrated plan, as JSON; unset: the one that is shipped for an embedded model at this cost, if any."""
+    plan: tuple[Path, ...] = ()
+    """Calibrated plans, as JSON, one for each cost; unset: those that are shipped for an embedded model, if any."""
     methods: tuple[str, ...] = ()
-    """Only these rows beside the uncached one; unset: all."""
+    """Only these rows beside the uncached one; unset: all. An ablation has to be asked for, e.g. "calibrated-held"."""
     samples: int | None = None
     """Images per method and seed; unset: 400 of an embedded model, 1 of others."""
     seeds: int = 1
     """How many seeds, counted from --seed."""
     batch_size: int = 40
     """Images drawn at once."""
-    tries: int = 24
-    """Runs per foreign cache to find its best setting at this cost."""
+    tuning: int = 320
+    """How much every foreign cache may draw to find its best setting at a cost, in samples drawn in full."""
     repeats: int = 4
     """Timed pairs per method."""
     weights: Path | None = None
@@ -355,15 +364,20 @@ class BenchConfig(ConditionsConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        check_positive(self, "seeds", "batch_size", "tries", "repeats")
+        check_positive(self, "seeds", "batch_size", "tuning", "repeats")
         for name in ("steps", "samples", "reference_steps"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
-        if self.budget is not None and not self.budget >= 1:
-            raise UsageError(f"budget={self.budget!r} is less than one full step costs; allowed: 1 or more")
-        if not self.speedup >= 1:
-            raise UsageError(f"speedup={self.speedup!r} is not possible; allowed: 1 or more")
+        for budget in self.budget:
+            if not budget >= 1:
+                raise UsageError(f"budget={budget!r} is less than one full step costs; allowed: 1 or more")
+        for speedup in self.speedup:
+            if not speedup >= 1:
+                raise UsageError(f"speedup={speedup!r} is not possible; allowed: 1 or more")
+        costs = self.budget or self.speedup
+        if self.plan and len(self.plan) != len(costs):
+            raise UsageError(f"{len(self.plan)} plans for {len(costs)} costs; allowed: one for each")
         for method in self.methods:
-            check_choice("methods", method, METHODS + PEERS)
+            check_choice("methods", method, METHODS + PEERS + (ANNEALED, *ABLATION))
         if self.real is not None and self.weights is None:
             raise UsageError(f"real={str(self.real)!r} is for the FID; allowed: together with --weights")

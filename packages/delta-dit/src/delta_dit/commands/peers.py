@@ -1,23 +1,19 @@
 """Other people's caches, put on the same model, so that Δ-DiT can be compared with them.
 
-- the naive feature cache of the paper's §3: the range's *output* is kept, where Δ-DiT keeps what the range adds;
 - diffusers' FirstBlockCache, TaylorSeer and MagCache;
-- cache-dit's DBCache, if cache-dit is installed.
+- cache-dit's DBCache, and its mask of steps, if cache-dit is installed;
+- what has no library: :mod:`delta_dit.commands.module_caches`.
 
-Each is put on a copy of the transformer that shares the weights and is thrown away afterwards, so that nothing has to
-be taken off. What they need beyond their documentation is done for them here: the pipelines of DiT and PixArt open no
-cache context and reset nothing between two generations, TaylorSeer's default names match no module of these models,
-and cache-dit, put on a bare transformer, notices a new generation one call late.
+What they need beyond their documentation is done for them here: the pipelines of DiT and PixArt open no cache context
+and reset nothing between two generations, TaylorSeer's default names match no module of these models, and cache-dit,
+put on a bare transformer, notices a new generation one call late.
 """
 
 import ast
-import copy
 import functools
 import io
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from contextlib import redirect_stdout
 from importlib import import_module
 from itertools import product
 from typing import Any
@@ -32,130 +28,15 @@ from diffusers.hooks import (
     apply_mag_cache,
     apply_taylorseer_cache,
 )
-from torch import nn
 
-from delta_dit.adapters import adapter_for, argument_reader, blocks_of
-from delta_dit.clock import Position, SchedulerClock
+from delta_dit.adapters import blocks_of
+from delta_dit.clock import Position
+from delta_dit.commands.foreign import TUNING_SEED, Attach, Dial, Option, Peer, Setting, on_copy, watch
 from delta_dit.commands.models import Sampler
-from delta_dit.config import DeltaCacheConfig
-from delta_dit.delta_plan import DeltaPlan, Full, Range, Reuse
+from delta_dit.commands.module_caches import invar_diff, smooth_cache
 
-TUNING_SEED = 2000  # of the samples that settings are compared on; none of the comparison's own
-
-Attach = Callable[[Any, int], None]
-"""Puts a cache on a pipeline, for runs of so many steps."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One way to set up a cache."""
-
-    knobs: dict[str, Any]
-    attach: Attach
-
-
-@dataclass(frozen=True)
-class Dial:
-    """A cache whose cost falls as one number of it rises."""
-
-    setting: Callable[[float], Setting]
-    low: float = 0.002
-    high: float = 4.0
-
-
-Peer = Callable[[Sampler, int, float], list[Setting | Dial]]
-"""What to try on a sampler at so many steps for about this speed-up, the most promising first."""
-
-
-@contextmanager
-def on_copy(pipe: Any) -> Iterator[None]:
-    """Give a pipeline a copy of its transformer for a while: other modules, the same weights."""
-    original = pipe.transformer
-    shared = {id(tensor): tensor for tensor in (*original.parameters(), *original.buffers())}
-    pipe.transformer = copy.deepcopy(original, shared)
-    try:
-        yield
-    finally:
-        pipe.transformer = original
-
-
-def watch(pipe: Any, before: Callable[[Position, int], None]) -> None:
-    """Call ``before(position, branch)`` ahead of every transformer call; branches are the calls within one step."""
-    transformer = pipe.transformer
-    read = argument_reader(transformer, adapter_for(transformer).timestep)
-    clock, forward = SchedulerClock(pipe), transformer.forward
-    position, branch = None, 0
-
-    @functools.wraps(forward)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        nonlocal position, branch
-        now = clock.tick(read(args, kwargs))
-        if now is None:
-            raise ValueError("the scheduler does not know the step")
-        branch = branch + 1 if now == position else 0
-        position = now
-        before(now, branch)
-        return forward(*args, **kwargs)
-
-    transformer.forward = watched
-
-
-# ------------------------------------------------------------------------------------------- the naive feature cache
-
-
-def naive_feature_cache(config: DeltaCacheConfig) -> Setting:
-    """Return the cache that keeps the output of each range that ``config`` reuses, instead of its Δ."""
-
-    def attach(pipe: Any, steps: int) -> None:
-        FeatureCache(config.plan_for(steps, len(blocks_of(pipe.transformer)))).attach(pipe)
-
-    return Setting({}, attach)
-
-
-@dataclass
-class FeatureCache:
-    """Keeps block outputs at the full steps of a plan, and returns them at its reuse steps.
-
-    Raises:
-        ValueError: when attached, if a range spans stacks whose blocks return different things.
-    """
-
-    plan: DeltaPlan
-    outputs: dict[tuple[int, Range], Any] = field(default_factory=dict)
-    run: int = -1
-    step: int = 0
-    branch: int = 0
-
-    def attach(self, pipe: Any) -> None:
-        """Wrap the blocks of a pipeline's transformer."""
-        blocks = blocks_of(pipe.transformer)
-        for start, stop in {action.range for action in self.plan.actions if isinstance(action, Reuse)}:
-            if any(block.opens_piece for block in blocks[start + 1 : stop]):
-                raise ValueError(f"blocks [{start}, {stop}) return different things; one output cannot replace them")
-        for index, block in enumerate(blocks):
-            self._wrap(block.module, index)
-        watch(pipe, self._begin)
-
-    def _begin(self, position: Position, branch: int) -> None:
-        if position.run != self.run:
-            self.outputs.clear()
-        self.run, self.step, self.branch = *position, branch
-
-    def _wrap(self, block: nn.Module, index: int) -> None:
-        forward = block.forward
-
-        @functools.wraps(forward)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            action = self.plan.actions[self.step]
-            if isinstance(action, Reuse) and action.start <= index < action.stop:
-                return self.outputs[self.branch, action.range]
-            output = forward(*args, **kwargs)
-            if isinstance(action, Full):
-                self.outputs |= {(self.branch, kept): output for kept in action.records if kept[1] == index + 1}
-            return output
-
-        block.forward = wrapped
-
+MASKS = ("slow", "medium", "fast", "ultra")
+"""Of cache-dit, by name."""
 
 # ------------------------------------------------------------------------------------------------------- diffusers
 
@@ -181,7 +62,7 @@ def _open_contexts(pipe: Any) -> None:
     watch(pipe, before)
 
 
-def first_block_cache(sampler: Sampler, steps: int, speedup: float) -> list[Setting | Dial]:
+def first_block_cache(sampler: Sampler, steps: int, speedup: float) -> list[Option]:
     """Return diffusers' FirstBlockCache: skip while the first block's residual changes little."""
 
     def setting(threshold: float) -> Setting:
@@ -194,7 +75,7 @@ def first_block_cache(sampler: Sampler, steps: int, speedup: float) -> list[Sett
     return [Dial(setting)]
 
 
-def taylorseer(sampler: Sampler, steps: int, speedup: float) -> list[Setting | Dial]:
+def taylorseer(sampler: Sampler, steps: int, speedup: float) -> list[Option]:
     """Return diffusers' TaylorSeer: full steps at an interval, between them module outputs are extrapolated.
 
     How many steps are full decides the cost: all intervals, starts and ends that come close to the speed-up are tried,
@@ -227,12 +108,17 @@ def _is_block(name: str) -> bool:
     return stack.endswith(("blocks", "layers")) and number.isdigit()
 
 
+def full_steps(steps: int, interval: int, start: int, end: int | None) -> list[bool]:
+    """Return which steps TaylorSeer computes: all before ``start`` and from ``end`` on, between them at an interval."""
+    return [step < start or (step - start - 1) % interval == 0 or step >= (end or steps) for step in range(steps)]
+
+
 def _taylorseer_schedules(steps: int, speedup: float) -> list[tuple[int, int, int | None]]:
     """Return ``(interval, first step, end)`` that differ and come close to the speed-up, the shortest gaps first."""
     wanted = round(steps / speedup)
     schedules: dict[str, tuple[int, int, int | None]] = {}
     for interval, start, end in product(range(2, 7), range(1, steps), [None, *range(steps // 2, steps)]):
-        full = [step < start or (step - start - 1) % interval == 0 or step >= (end or steps) for step in range(steps)]
+        full = full_steps(steps, interval, start, end)
         if wanted - 1 <= sum(full) <= min(wanted, steps - 1):
             schedules.setdefault("".join("F" if each else "." for each in full), (interval, start, end))
     # of schedules alike in their longest gap, neighbours in this list are to differ: every fifth, then the ones between
@@ -240,7 +126,7 @@ def _taylorseer_schedules(steps: int, speedup: float) -> list[tuple[int, int, in
     return [schedules[full] for offset in range(5) for full in order[offset::5]]
 
 
-def mag_cache(sampler: Sampler, steps: int, speedup: float) -> list[Setting | Dial]:
+def mag_cache(sampler: Sampler, steps: int, speedup: float) -> list[Option]:
     """Return diffusers' MagCache: skip while the predicted change of the residual's magnitude stays small.
 
     Its calibration is a run that prints the magnitudes' ratios, to be copied by hand.
@@ -269,51 +155,95 @@ def mag_cache(sampler: Sampler, steps: int, speedup: float) -> list[Setting | Di
 # ------------------------------------------------------------------------------------------------------- cache-dit
 
 
-def dbcache(sampler: Sampler, steps: int, speedup: float) -> list[Setting | Dial]:
+def dbcache(sampler: Sampler, steps: int, speedup: float) -> list[Option]:
     """Return cache-dit's DBCache: FirstBlockCache with more first and last blocks, a warm-up, and extrapolation.
 
     Raises:
         ImportError: cache-dit is not installed.
+    """
+    blocks = len(blocks_of(sampler.pipe.transformer))
+
+    def dial(first: int, last: int, warm_up: int, order: int) -> Dial:
+        def setting(threshold: float) -> Setting:
+            knobs = {"F": first, "B": last, "warm_up": warm_up, "taylorseer": order, "threshold": threshold}
+            options = {
+                "Fn_compute_blocks": first,
+                "Bn_compute_blocks": last,
+                "max_warmup_steps": warm_up,
+                "residual_diff_threshold": threshold,
+            }
+            return Setting(knobs, cache_dit_with(order, options))
+
+        return Dial(setting)
+
+    early, half = max(1, steps // 4), max(1, blocks // 2)
+    return [dial(1, 0, early, 1), dial(1, 0, early, 0), dial(half, 0, 1, 0), dial(1, half // 2, early, 1)]
+
+
+def dbcache_mask(sampler: Sampler, steps: int, speedup: float) -> list[Option]:
+    """Return cache-dit's mask of steps: which are computed is fixed, the others reuse all blocks but the first.
+
+    Its own four masks come first, then those of TaylorSeer's kind that come close to the speed-up.
+
+    Raises:
+        ImportError: cache-dit is not installed.
+    """
+    cache_dit = library()
+    named = {}
+    if steps >= 8:  # cache-dit has none for fewer
+        named = {name: cache_dit.steps_mask(total_steps=steps, mask_policy=name) for name in MASKS}
+    near = {
+        f"every {interval} from {start} to {end}": full_steps(steps, interval, start, end)
+        for interval, start, end in _taylorseer_schedules(steps, speedup)
+    }
+
+    def setting(name: str, mask: list[int], order: int) -> Setting:
+        options = {
+            "Fn_compute_blocks": 1,
+            "max_warmup_steps": 1,
+            "residual_diff_threshold": 1e9,
+            "steps_computation_mask": mask,
+            "steps_computation_policy": "static",
+        }
+        return Setting({"mask": name, "taylorseer": order}, cache_dit_with(order, options))
+
+    masks = {name: list(map(int, mask))[:steps] for name, mask in (named | near).items()}
+    return [setting(name, mask, order) for name, mask in masks.items() for order in (1, 0)]
+
+
+def library() -> Any:
+    """Return cache-dit, told to be quiet.
+
+    Raises:
+        ImportError: it is not installed.
     """
     try:
         cache_dit = import_module("cache_dit")
     except ImportError as error:
         raise ImportError("cache-dit is not installed; install it with: pip install cache-dit") from error
     logging.getLogger("CACHE_DIT").setLevel(logging.WARNING)
-    blocks = len(blocks_of(sampler.pipe.transformer))
+    return cache_dit
 
-    def dial(first: int, last: int, warm_up: int, extrapolate: bool) -> Dial:
-        def setting(threshold: float) -> Setting:
-            def attach(pipe: Any, steps: int) -> None:
-                config = cache_dit.DBCacheConfig(
-                    Fn_compute_blocks=first,
-                    Bn_compute_blocks=last,
-                    max_warmup_steps=warm_up,
-                    residual_diff_threshold=threshold,
-                    num_inference_steps=steps,
-                )
-                calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=1) if extrapolate else None
-                cache_dit.enable_cache(pipe.transformer, cache_config=config, calibrator_config=calibrator)
-                watch(pipe, _refresh(pipe.transformer, config, calibrator))
 
-            knobs = {"F": first, "B": last, "warm_up": warm_up, "taylorseer": extrapolate, "threshold": threshold}
-            return Setting(knobs, attach)
+def cache_dit_with(order: int, options: dict[str, Any]) -> Attach:
+    """Return what puts cache-dit on a pipeline; of order 1 and more it extrapolates as TaylorSeer does."""
+    cache_dit = library()
 
-        return Dial(setting)
-
-    def _refresh(transformer: nn.Module, config: Any, calibrator: Any) -> Callable[[Position, int], None]:
+    def attach(pipe: Any, steps: int) -> None:
+        config = cache_dit.DBCacheConfig(**options, num_inference_steps=steps)
+        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=order) if order else None
+        cache_dit.enable_cache(pipe.transformer, cache_config=config, calibrator_config=calibrator)
         run = -1
 
-        def before(position: Position, branch: int) -> None:
+        def refresh(position: Position, branch: int) -> None:
             nonlocal run
             if position.run != run:
-                cache_dit.refresh_context(transformer, cache_config=config, calibrator_config=calibrator)
+                cache_dit.refresh_context(pipe.transformer, cache_config=config, calibrator_config=calibrator)
             run = position.run
 
-        return before
+        watch(pipe, refresh)
 
-    early, half = max(1, steps // 4), max(1, blocks // 2)
-    return [dial(1, 0, early, True), dial(1, 0, early, False), dial(half, 0, 1, False), dial(1, half // 2, early, True)]
+    return attach
 
 
 PEERS: dict[str, Peer] = {
@@ -321,4 +251,7 @@ PEERS: dict[str, Peer] = {
     "TaylorSeer": taylorseer,
     "MagCache": mag_cache,
     "DBCache": dbcache,
+    "DBCache-mask": dbcache_mask,
+    "SmoothCache-like": smooth_cache,
+    "InvarDiff-like": invar_diff,
 }

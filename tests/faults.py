@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 # of these a resumed run may tell something else: when it began, how long it took, what a killed one left behind
 UNCOMPARED = re.compile(r"(^|/)(manifest\.json|metrics\.jsonl|report\.(html|json)|rows\.csv|checkpoints/.*|\..*)$")
 TIMES = re.compile(r"seconds|wall|^resume$")  # and bdp-nas stores the options beside what it found
-NOTICES = ("samples: ", "collapsed: ")  # of bdp-nas, on the standard error
+NOTICES = ("samples: ", "collapsed: ", "plan: tries ")  # of bdp-nas and delta-dit, on the standard error
 
 
 @dataclass(frozen=True)

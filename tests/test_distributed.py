@@ -21,6 +21,7 @@ EXACT = [  # the same bytes, on 2 and on 3 processes, of data that divide evenly
     "delta-dit train-judge",
     "delta-dit generate",
     "delta-dit calibrate",
+    "delta-dit plan",
     "delta-dit analyze",
     "delta-dit demo",
     "clipsam eval",

@@ -73,6 +73,9 @@ COMMANDS = [
     Command("delta-dit train-judge --steps 6 --batch-size 2", JUDGE),
     Command("delta-dit generate --model {train-demo}/pipeline --count 7 --batch-size 2 --steps 3 --speedup 1.2"),
     Command("delta-dit calibrate --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2"),
+    Command(
+        "delta-dit plan --calibration {calibrate} --speedup 1.3 --samples 3 --batch-size 2 --evaluations 4",
+    ),
     Command("delta-dit analyze --model {train-demo}/pipeline --steps 3 --samples 3 --batch-size 2 --ranges 2"),
     Command("delta-dit demo --steps 4 --speedup 1.3 --samples 3 --batch-size 2 --repeats 1", TINY_DIT),
     Command(f"clipsam train {RECIPE} --hidden 8 --image-size 56 --prompts {{root}}/prompts.yaml", TOWERS, BUILT),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DiTTransformer2DModel, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from safetensors.torch import save_file
 
 from delta_dit import (
@@ -23,12 +23,12 @@ from delta_dit import (
 )
 from delta_dit.adapters import blocks_of
 from delta_dit.calibration import ENTRY, REFERENCE, SCHEMA, generations, measure, probe_count
-from delta_dit.commands import plan as plan_command
 from delta_dit.commands.cli import main
 from delta_dit.commands.models import Sampler, open_gates
 from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse
 from delta_dit.draws import Draws, drawn_from
+from delta_dit.embedded.dit import build_dit
 from delta_dit.embedded.pixel import PixelDiTPipeline
 from delta_dit.error_model import ErrorModel
 from delta_dit.fidelity import psnr
@@ -296,8 +296,9 @@ def test_prompts_are_inputs() -> None:
     np.testing.assert_array_equal(found.sketches, same.sketches)
 
 
-def two_transformers(sampler: Sampler):
-    sampler.pipe.transformer_2 = sampler.pipe.transformer
+def uneven(sampler: Sampler):
+    """Return a pipeline with a second transformer of another depth."""
+    sampler.pipe.transformer_2 = build_dit(blocks=BLOCKS + 1, heads=1)
     return sampler.pipe
 
 
@@ -307,7 +308,11 @@ BAD_CALLS = {
     "one step": (lambda sampler: calibrate(sampler.pipe, [{"class_labels": [0]}], steps=1), "steps=1"),
     "no pipeline": (lambda sampler: calibrate(sampler.pipe.transformer, [{}]), "no scheduler"),
     "no transformer": (lambda sampler: calibrate(object(), [{}]), "object has no transformer"),
-    "two": (lambda sampler: calibrate(two_transformers(sampler), [{}]), "2 transformers"),
+    "uneven": (lambda sampler: calibrate(uneven(sampler), [{}]), "transformers of 3 and 4 blocks"),
+    "no inputs": (lambda sampler: calibrate(sampler.pipe, [{}]), "needs class_labels"),
+    "prompts": (lambda sampler: calibrate(sampler.pipe, prompts=["a cat"]), "takes no prompt"),
+    "one prompt": (lambda sampler: calibrate(sampler.pipe, prompts="a cat"), "prompts='a cat' is one text"),
+    "one mapping": (lambda sampler: calibrate(sampler.pipe, {"class_labels": [0]}), "inputs is one mapping"),
 }
 
 
@@ -381,15 +386,38 @@ def test_other_schedulers_are_recorded_too() -> None:
         assert recorder.take(2).shape[:3] == (2, STEPS, BLOCKS)
 
 
+def test_a_solver_of_two_calls_a_step_is_planned_for_all_its_calls() -> None:
+    pipe, inputs = tiny(HeunDiscreteScheduler(prediction_type="sample")).pipe, [{"class_labels": [0]}]
+    found = calibrate(pipe, inputs, steps=3)
+    trial = Trial(pipe, inputs)
+    plan = found.plan(speedup=1.3, trial=trial, evaluations=2)
+    assert plan.steps == 5 and trial(plan.reuses).mean() < 100
+    with delta_cache(pipe, plan):
+        pipe([0], num_inference_steps=3)
+        stats = delta_cache_stats(pipe)
+    assert stats.blocks_run == plan.blocks_run() and not stats.fallbacks
+
+
 def test_the_command_plans_with_a_calibration_of_its_own_and_of_python(tmp_path, monkeypatch, capfd) -> None:
     loaded = []
     monkeypatch.setattr(
         "delta_dit.commands.models.load_sampler", lambda name, **options: loaded.append((name, options)) or tiny()
     )
-    monkeypatch.setattr(plan_command, "BATCH", 2)
     found = measured()
     found.save(tmp_path / "run" / "calibration.safetensors")
-    arguments = ["plan", "--speedup", "1.6", "--samples", "3", "--evaluations", "2", "--device", "cpu"]
+    arguments = [
+        "plan",
+        "--speedup",
+        "1.6",
+        "--samples",
+        "3",
+        "--batch-size",
+        "2",
+        "--evaluations",
+        "2",
+        "--device",
+        "cpu",
+    ]
     arguments += ["--dtype", "fp32", "--json", str(tmp_path / "plan.json"), "--calibration"]
     assert main([*arguments, str(tmp_path / "run")]) == 0
     assert loaded == [("tiny", {"dtype": "fp32"})]

@@ -27,6 +27,7 @@ from delta_dit.copies import copy_as_usual, copy_without_hooks
 from delta_dit.delta_plan import DeltaPlan
 from delta_dit.hook_chain import add_hook, hook_of, remove_hook
 from delta_dit.hooks import BLOCK_HOOK, ROOT_HOOK, DeltaBlockHook, DeltaRootHook, other_cache, survey
+from delta_dit.identity import check_identity
 from delta_dit.moved_steps import move_steps, restore_steps
 from delta_dit.stats import DeltaCacheStats
 
@@ -61,7 +62,7 @@ def enable_delta_cache(model: Model, config: DeltaCacheConfig | DeltaPlan | None
     _space(model, config.plan)
     try:
         for transformer in transformers:
-            _enable(transformer, config, pipeline)
+            _enable(transformer, config, pipeline, shares_runs=len(transformers) > 1)
     except BaseException:
         _restore(model, before)
         raise
@@ -177,22 +178,26 @@ def transformers_of(model: Any) -> list[nn.Module]:
     found = [model] if isinstance(model, nn.Module) else [getattr(model, name, None) for name in _TRANSFORMERS]
     # torch.compile(module) is a wrapper around the module
     transformers = [getattr(module, "_orig_mod", module) for module in found if isinstance(module, nn.Module)]
+    transformers = list(dict.fromkeys(transformers))
     if not transformers:
         raise ValueError(f"{type(model).__name__} has no transformer; allowed: a diffusion transformer or its pipeline")
     return transformers
 
 
-def sole_transformer(pipe: Any) -> nn.Module:
-    """Return a pipeline's transformer, of which there is one, led by a scheduler.
+def led_transformers(pipe: Any) -> list[nn.Module]:
+    """Return a pipeline's transformers, led by its scheduler: of any two, as many blocks are in each.
 
     Raises:
-        ValueError: the pipeline has no scheduler, no transformer, or more than one.
+        ValueError: the pipeline has no scheduler, no transformer, or two of different depth.
     """
     found = transformers_of(pipe)
-    if len(found) > 1 or getattr(pipe, "scheduler", None) is None:
-        has = f"{len(found)} transformers" if len(found) > 1 else "no scheduler"
-        raise ValueError(f"{type(pipe).__name__} has {has}; allowed: a pipeline with a scheduler and one transformer")
-    return found[0]
+    if getattr(pipe, "scheduler", None) is None:
+        raise ValueError(f"{type(pipe).__name__} has no scheduler; allowed: a pipeline with one")
+    counts = [len(blocks_of(transformer)) for transformer in found]
+    if len(set(counts)) > 1:
+        each = " and ".join(map(str, counts))
+        raise ValueError(f"{type(pipe).__name__} has transformers of {each} blocks; allowed: as many in each")
+    return found
 
 
 def _check(transformer: nn.Module, config: DeltaCacheConfig) -> None:
@@ -203,6 +208,8 @@ def _check(transformer: nn.Module, config: DeltaCacheConfig) -> None:
         raise ValueError(f"{name} already has a cache, {other}; disable it first")
     if config.plan is not None and config.plan.blocks != len(blocks):
         raise ValueError(f"the plan is for {config.plan.blocks} blocks and {name} has {len(blocks)}")
+    if config.plan is not None:
+        check_identity(transformer, config.plan.provenance, "plan")
     if config.num_inference_steps is not None:
         config.plan_for(config.num_inference_steps, len(blocks))
 
@@ -218,12 +225,13 @@ def _space(model: Any, plan: DeltaPlan | None) -> None:
         move_steps(scheduler, *plan.moved)
 
 
-def _enable(transformer: nn.Module, config: DeltaCacheConfig, pipeline: Any | None) -> None:
+def _enable(transformer: nn.Module, config: DeltaCacheConfig, pipeline: Any | None, *, shares_runs: bool) -> None:
     caches = _caches(transformer)
     if caches is None or caches.config != config:
         _detach(transformer)
         look = partial(survey, transformer)
-        _attach(transformer, Caches(config, type(transformer).__name__, blocks_of(transformer), pipeline, look))
+        name, blocks = type(transformer).__name__, blocks_of(transformer)
+        _attach(transformer, Caches(config, name, blocks, pipeline, look, shares_runs))
     elif pipeline is not None and caches.pipeline is not pipeline:
         caches.follow(pipeline)
 

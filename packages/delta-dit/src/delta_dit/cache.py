@@ -92,6 +92,7 @@ class DeltaCache:
         clock: tells where in a run a call stands.
         look: called when a run begins; says why nothing can be reused in it, if so.
         tell: called with what the user should know.
+        shares_runs: whether another transformer has some of a run's steps, perhaps all those that reuse.
     """
 
     def __init__(
@@ -101,12 +102,14 @@ class DeltaCache:
         clock: Clock,
         look: Callable[[], str | None] = lambda: None,
         tell: Callable[[str], None] = warnings.warn,
+        shares_runs: bool = False,
     ) -> None:
         self.config = config
         self.blocks = blocks
         self.clock = clock
         self.look = look
         self.tell = tell
+        self.shares_runs = shares_runs
         self.stats = DeltaCacheStats()
         self.writes_in_place = False  # whether the model changes a block's output afterwards, see DeltaSum
         self._forget()
@@ -221,7 +224,7 @@ class DeltaCache:
         if run is None or run.ended:
             return
         run.ended = True
-        if run.reused_nothing and run.obstacle is None:
+        if run.reused_nothing and run.obstacle is None and (run.fallbacks or not self.shares_runs):
             if not run.fallbacks:
                 self.stats.fallbacks[NOTHING_DUE] += run.calls
             self._explain(max(run.fallbacks, key=run.fallbacks.__getitem__, default=NOTHING_DUE))

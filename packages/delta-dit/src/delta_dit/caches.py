@@ -27,6 +27,7 @@ class Caches:
         blocks: the transformer's.
         pipeline: whose scheduler tells the steps, if there is one.
         look: see :class:`DeltaCache`.
+        shares_runs: see :class:`DeltaCache`.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Caches:
         blocks: list[Block],
         pipeline: Any | None,
         look: Callable[[], str | None],
+        shares_runs: bool = False,
     ) -> None:
-        self.config, self.name, self.blocks, self.look = config, name, blocks, look
+        self.config, self.name, self.blocks, self.look, self.shares_runs = config, name, blocks, look, shares_runs
         self.place = {id(block.module): index for index, block in enumerate(blocks)}
         self.follow(pipeline)
         self._lock = threading.Lock()
@@ -101,7 +103,7 @@ class Caches:
         return SchedulerClock(self.pipeline or SimpleNamespace(scheduler=self._scheduler))
 
     def _new(self, clock: Clock) -> DeltaCache:
-        cache = DeltaCache(self.config, self.blocks, clock, self.look, self._tell)
+        cache = DeltaCache(self.config, self.blocks, clock, self.look, self._tell, self.shares_runs)
         with self._lock:
             for reference, stats in self._living:
                 self._past = self._past + stats if reference() is None else self._past

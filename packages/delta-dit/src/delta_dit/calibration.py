@@ -28,17 +28,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from delta_dit.attach import sole_transformer, uncached
+from delta_dit.attach import led_transformers, uncached
 from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse
-from delta_dit.draws import Draws, drawn_from
+from delta_dit.draws import Draws, drawn_from, finite
 from delta_dit.error_model import ErrorModel
 from delta_dit.fidelity import psnr
 from delta_dit.goal import REFERENCE, Goal
+from delta_dit.identity import KEY, identity
 from delta_dit.macs import counting
 from delta_dit.moved_steps import Spacing
 from delta_dit.objective import Objective, Target
 from delta_dit.recorder import recording
+from delta_dit.replay import Outputs
 from delta_dit.trial import Trial
 from delta_dit.writing import write_bytes
 
@@ -70,6 +72,8 @@ class Calibration:
         block_share: share of a step's multiply-accumulates that is in the blocks.
         convergence: how the uncached images come nearer to the exact ones with the number of steps.
         spacing: where the steps lie; None where the scheduler has them.
+        starts: steps but the first at which another transformer takes over, which has nothing there to reuse: two may
+            share a run. A plan then says of each step what whichever runs there reuses.
         about: model, scheduler, guidance, seed, samples and conditions: the provenance of plans made from this.
     """
 
@@ -82,6 +86,7 @@ class Calibration:
     convergence: Convergence
     spacing: Spacing | None
     about: dict[str, Any]
+    starts: tuple[int, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -96,7 +101,7 @@ class Calibration:
     @cached_property
     def errors(self) -> ErrorModel:
         """What this knows of every reuse."""
-        return ErrorModel(self.sketches, self.probes, self.harm)
+        return ErrorModel(self.sketches, self.probes, self.harm, self.starts)
 
     def plan(
         self,
@@ -147,6 +152,7 @@ class Calibration:
         facts = {"probes": probes, "levels": self.levels, "power": self.power, "about": self.about}
         spacing = None if self.spacing is None else [self.spacing.argument, self.spacing.share, self.spacing.quantiles]
         facts |= {"block_share": self.block_share, "convergence": list(self.convergence), "spacing": spacing}
+        facts |= {"starts": self.starts} if self.starts else {}
         arrays = {"sketches": self.sketches, "harm": self.harm}
         entry = {"schema": SCHEMA, "facts": facts, "sha256": _digest(facts, arrays)}
         write_bytes(Path(path), save(arrays, {ENTRY: json.dumps(entry)}))
@@ -169,6 +175,7 @@ class Calibration:
                 raise ValueError("it was changed")
             told = {name: facts[name] for name in ("power", "block_share", "about")}
             told |= {"probes": tuple(Reuse(*probe) for probe in facts["probes"]), "levels": tuple(facts["levels"])}
+            told["starts"] = tuple(facts.get("starts", ()))
             argument, share, quantiles = facts["spacing"] or (None, 0.0, ())
             spacing = None if argument is None else Spacing(argument, share, tuple(quantiles))
             return cls(**arrays, **told, convergence=Convergence(*facts["convergence"]), spacing=spacing)
@@ -195,8 +202,9 @@ def calibrate(
     much as drawing :func:`generations` samples.
 
     Args:
-        pipe: a diffusers pipeline of images that has one transformer.
-        inputs: what the pipeline is called with, a mapping for each call; a call may draw several images.
+        pipe: a diffusers pipeline; one of two transformers gets one calibration, and one plan that spans both.
+        inputs: what the pipeline is called with, a mapping for each call; a call may draw several images. Of videos the
+            latents are compared; ``"output_type": "pt"`` among the inputs compares pixels.
         prompts: instead of ``inputs``, a text for each call.
         steps: sampling steps T, 2 or more.
         seed: of the noise; call i takes ``seed + i``.
@@ -208,7 +216,8 @@ def calibrate(
         The measurement; its :meth:`Calibration.plan` finds plans.
 
     Raises:
-        ValueError: inputs and prompts are both given, or none of them; too few steps; a pipeline that does not fit.
+        ValueError: inputs and prompts are both given, or none of them; too few steps; a pipeline that does not fit, or
+            one that draws infinite numbers.
     """
     draws = drawn_from(pipe, inputs, prompts, seed)
     if steps < 2:
@@ -237,29 +246,34 @@ def measure(
         about: the provenance of plans that will be made from this, as plain JSON.
         progress: wraps the list of the probes.
     """
-    pipe = draws.pipe
-    with uncached(pipe), recording(pipe) as recorder, draws.spaced(steps):
-        drawn = [(batch, images := draws.draw(batch, steps), recorder.take(len(images))) for batch in draws.batches]
-        known = [(batch, torch.tensor([recorder.clock.levels], dtype=torch.float64)) for batch in draws.batches]
-    images = draws.gather([(batch, images) for batch, images, _ in drawn])
-    sketches = draws.gather([(batch, sketched) for batch, _, sketched in drawn]).numpy()
-    levels = tuple(draws.gather(known)[0].tolist())
+    run = draws.noted("recorded", lambda: record(draws, steps))
+    images, sketches = run["images"], run["sketches"].numpy()
+    levels, starts = tuple(run["levels"]), tuple(run["starts"])
     draws.evaluations += steps * len(images)
-
     calls, blocks = sketches.shape[1:3]
-    plain, outputs = probed.planned(probed.plan(blocks, [None] * calls), steps)
+    if draws.spacing is not None and (starts or calls != steps):
+        raise ValueError("move_steps=True needs one transformer and one call in each step; allowed: move_steps=False")
+
+    def planned(reuses: Sequence[Reuse | None], outputs: Sequence[Outputs] = (), first: int = 0) -> Any:
+        plan = probed.plan(blocks, reuses, levels=levels)
+        return probed.planned(plan, steps, outputs, first)
+
+    def harm_of(step: int, probe: Reuse) -> float:
+        once, begin = [probe if i == step else None for i in range(calls)], step - 1
+        found = probed.noted(f"{probe} at step {step}", lambda: mean_error(planned(once, outputs, begin)[0], plain))
+        probed.count(probed.plan(blocks, once), len(plain), begin)
+        return found
+
+    plain, outputs = planned([None] * calls)  # not noted: the probes begin with these outputs
     probes = probes_of(blocks)
     harm = np.full((calls, len(probes)), np.nan)
-    for step, probe in progress([(step, probe) for probe in probes for step in probed_steps(calls)]):
-        once = probed.plan(blocks, [probe if i == step else None for i in range(calls)])
-        reused, _ = probed.planned(once, steps, outputs, first=step - 1)
-        harm[step, probes.index(probe)] = mean_error(reused, plain)
-    with counting(pipe) as count:
-        probed.planned(probed.plan(blocks, [None] * calls), steps, outputs, first=calls - 1)
+    for step, probe in progress([(step, probe) for probe in probes for step in probed_steps(calls, starts)]):
+        harm[step, probes.index(probe)] = harm_of(step, probe)
+    with counting(draws.pipe) as count:
+        planned([None] * calls, outputs, calls - 1)
 
     twice = probed.images(2 * steps)
     half = mean_error(probed.images(-(-steps // 2)), twice)
-    names = {"transformer": type(sole_transformer(pipe)).__name__, "scheduler": type(pipe.scheduler).__name__}
     cost = {"steps": steps, "generations": round((draws.evaluations + probed.evaluations) / steps, 1)}
     return Calibration(
         sketches,
@@ -270,8 +284,38 @@ def measure(
         block_share=round(count.block_share, 4),
         convergence=Convergence.of(steps, half, mean_error(plain, twice)),
         spacing=draws.spacing,
-        about={**about, **names, **cost},
+        about={**about, **origin(draws.pipe), **cost},
+        starts=starts,
     )
+
+
+def record(draws: Draws, steps: int) -> dict[str, Any]:
+    """Draw all samples, and return them and what the blocks did: images, sketches, levels, starts."""
+    with uncached(draws.pipe), recording(draws.pipe) as recorder, draws.spaced(steps):
+        drawn, sketches, steps_of = [], [], []
+        for batch in draws.batches:
+            images = draws.draw(batch, steps)
+            drawn.append((batch, images))
+            sketches.append((batch, recorder.take(len(images))))
+            begins = [float(step in recorder.starts) for step in range(len(recorder.levels))]
+            steps_of.append((batch, torch.tensor([[recorder.levels, begins]], dtype=torch.float64)))
+    levels, begins = draws.gather(steps_of)[0].tolist()
+    return {
+        "images": finite(draws.gather(drawn), draws.pipe),
+        "sketches": draws.gather(sketches),
+        "levels": levels,
+        "starts": [step for step, begun in enumerate(begins) if begun],
+    }
+
+
+def origin(pipe: Any) -> dict[str, Any]:
+    """Return which model and which scheduler a pipeline has, for a provenance."""
+    transformers = led_transformers(pipe)
+    return {
+        "transformer": type(transformers[0]).__name__,
+        KEY: sorted({identity(transformer) for transformer in transformers}),
+        "scheduler": type(pipe.scheduler).__name__,
+    }
 
 
 def mean_error(images: Tensor, reference: Tensor) -> float:
@@ -308,9 +352,17 @@ def probe_count(samples: int) -> int:
     return -(-samples // PROBE_SHARE)
 
 
-def probed_steps(steps: int) -> list[int]:
-    """Return the steps that the probes are tried at: the second, the last, and some between."""
-    return sorted({round(step) for step in np.linspace(1, steps - 1, min(PROBED_STEPS, steps - 1))})
+def probed_steps(steps: int, starts: Sequence[int] = ()) -> list[int]:
+    """Return the steps that the probes are tried at: the second, the last, and some between.
+
+    Raises:
+        ValueError: at every step a transformer starts.
+    """
+    wanted = {round(step) for step in np.linspace(1, steps - 1, min(PROBED_STEPS, steps - 1))}
+    found = {step + (step in starts) for step in wanted} - {steps, *starts}
+    if not found:
+        raise ValueError(f"steps={steps!r} leaves nothing to reuse; allowed: more, so that each transformer has two")
+    return sorted(found)
 
 
 def probes_of(blocks: int) -> tuple[Reuse, ...]:

@@ -192,7 +192,8 @@ class DeltaPlan:
         Around each noise level about as large a share of steps is reused as here: a full step and the reuse steps after
         it are one cycle, and where a cycle now has twice the steps it takes place twice, so that runs of reuse do not
         become longer. What is reused keeps its order. The share of blocks that is saved stays, to within one reuse
-        step; of a run that begins late, as image-to-image does, that of the rest of this plan.
+        step; of a run that begins late, as image-to-image does, that of the rest of this plan. A plan that was made for
+        such a run stays as it is: its steps are the last.
 
         Raises:
             ValueError: this plan does not know its own noise levels.
@@ -201,8 +202,11 @@ class DeltaPlan:
             raise ValueError(f"a plan for {self.steps} steps without noise levels; allowed: {self.steps} steps only")
         if levels[0] < levels[-1]:  # 1 is the image, as some schedulers have it
             levels = [1 - level for level in levels]
-        if len(levels) == self.steps and all(math.isclose(a, b, abs_tol=0.005) for a, b in zip(levels, self.levels)):
-            return self
+        before = len(levels) - self.steps
+        if before >= 0 and all(math.isclose(a, b, abs_tol=0.005) for a, b in zip(levels[before:], self.levels)):
+            # of a run that begins late, the scheduler has steps before it
+            actions = DeltaPlan.of(self.blocks, (*(None,) * before, *self.reuses)).actions
+            return replace(self, actions=actions, levels=tuple(levels)) if before else self
         begin = self._first_covered(levels)
         reused = [reuse for reuse in self.reuses[begin + 1 :] if reuse]
         kept = thinned([reuse.width for reuse in reused], len(levels), self.steps - begin)

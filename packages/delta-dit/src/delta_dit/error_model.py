@@ -36,9 +36,13 @@ class ErrorModel:
         sketches: ``(N, T, L, K)``, projections of what each block adds.
         probes: the C ways to reuse that were tried once.
         harm: ``(T, C)``, what that cost the final image, NaN where it was not tried.
+        starts: steps at which another transformer takes over: a Δ of the one before cannot be reused.
     """
 
-    def __init__(self, sketches: np.ndarray, probes: Sequence[Reuse], harm: np.ndarray) -> None:
+    def __init__(
+        self, sketches: np.ndarray, probes: Sequence[Reuse], harm: np.ndarray, starts: Sequence[int] = ()
+    ) -> None:
+        self.starts = tuple(starts)
         samples, self.steps, self.blocks, size = sketches.shape
         first = np.zeros((samples, self.steps, 1, size), np.float32)
         self._sums = np.concatenate([first, sketches.cumsum(2)], 2)  # Σ over blocks below l
@@ -55,6 +59,7 @@ class ErrorModel:
         at = np.arange(steps) * self.steps / steps
         other = copy.copy(self)
         other.steps, other._grams, other._known = steps, {}, {}
+        other.starts = tuple(math.ceil((start - 0.5) * steps / self.steps) for start in self.starts)
         other._sums = np.einsum("ut,ntlk->nulk", _cubic(at, self.steps), self._sums).astype(np.float32)
         planes = [np.interp(at, np.arange(1, self.steps), values) for values in self._planes[1:].T]
         other._planes = np.stack(planes, 1)
@@ -88,6 +93,9 @@ class ErrorModel:
                 error = error + b**2 * square[p] - 2 * b * gram[p, t] + 2 * a * b * gram[p, s]
             weights = self.weights(Reuse(*blocks, order))
             known = weights * np.maximum(error if order else error[0], 0)
+            oldest = p if order else s[0]
+            for start in self.starts:
+                known = np.where((oldest < start) & (start <= (t if order else t[0])), np.inf, known)
             self._known[blocks, forecast] = known.astype(np.float32)  # there are as many as ranges
         return self._known[blocks, forecast]
 

@@ -10,13 +10,13 @@ def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio of each image to its reference.
 
     Args:
-        images: ``(B, C, H, W)`` in [0, 1].
+        images: ``(B, ...)``, pixels in [0, 1] or what stands in for them.
         reference: of the same shape.
 
     Returns:
         ``(B,)`` in dB; identical images count as :data:`IDENTICAL_DB`.
     """
-    error = (images.double() - reference.double()).square().mean((1, 2, 3))
+    error = (images.double() - reference.double()).square().mean(tuple(range(1, images.ndim)))
     return (-10 * error.log10()).clamp(max=IDENTICAL_DB)
 
 

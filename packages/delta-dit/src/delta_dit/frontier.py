@@ -53,7 +53,8 @@ class Frontier:
             ValueError: no plan saves as much.
         """
         if not 0 <= saved <= self.largest or self.error(saved) == math.inf:
-            raise ValueError(f"no plan saves {saved} block evaluations; allowed: 0 to {self.largest}, or longer runs")
+            most = np.isfinite(self._last).any((0, 1)).nonzero()[0].max()
+            raise ValueError(f"no plan saves {saved} block evaluations; allowed: 0 to {most}, or longer runs")
         p, s = np.unravel_index(self._last[:, :, saved].argmin(), self._last.shape[:2])
         reuses: list[Reuse | None] = [None] * self.steps
         for step in range(self.steps - 1, 0, -1):

@@ -48,7 +48,7 @@ class Goal:
         self.evaluations = evaluations
         self.exact = None
         if trial is not None:
-            trial.space(found.spacing)
+            trial.follow(found)
             self.exact = (trial.reference_steps or REFERENCE * found.steps) if target == "exact" else None
 
     def at_speedup(self, speedup: float) -> DeltaPlan:
@@ -101,7 +101,9 @@ class Goal:
 
     def _of_any_steps(self, budget: float) -> DeltaPlan:
         """Return the best plan of that cost, of any number of steps."""
-        counts = {steps: self._saved(steps, budget) for steps in step_counts(budget)}
+        # the number of calls follows the number of steps only where each step is one call
+        choices = step_counts(budget) if self.found.about["steps"] == self.found.steps else [self.found.steps]
+        counts = {steps: self._saved(steps, budget) for steps in choices}
         planners = {steps: self._planner(steps) for steps in counts}
         possible = {steps: saved for steps, saved in counts.items() if saved <= planners[steps].most}
         if self.trial is None:

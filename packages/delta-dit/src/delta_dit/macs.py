@@ -8,12 +8,12 @@ from typing import Any
 from torch.utils.flop_counter import FlopCounterMode
 
 from delta_dit.adapters import blocks_of
-from delta_dit.attach import sole_transformer
+from delta_dit.attach import led_transformers
 
 
 @dataclass
 class Count:
-    """Floating-point operations of a pipeline's transformer, and those in its blocks."""
+    """Floating-point operations of a pipeline's transformers, and those in their blocks."""
 
     all: int = 0
     in_blocks: int = 0
@@ -26,8 +26,8 @@ class Count:
 
 @contextmanager
 def counting(pipe: Any) -> Iterator[Count]:
-    """Count what a pipeline's transformer does in a ``with`` block."""
-    transformer, count, counter = sole_transformer(pipe), Count(), FlopCounterMode(display=False)
+    """Count what a pipeline's transformers do in a ``with`` block."""
+    transformers, count, counter = led_transformers(pipe), Count(), FlopCounterMode(display=False)
     began: list[int] = []
 
     def before(*_: Any) -> None:
@@ -35,12 +35,12 @@ def counting(pipe: Any) -> Iterator[Count]:
 
     def after(module: Any, *_: Any) -> None:
         done = counter.get_total_flops() - began.pop()
-        if module is transformer:
+        if module in transformers:
             count.all += done
         else:
             count.in_blocks += done
 
-    modules = [transformer, *(block.module for block in blocks_of(transformer))]
+    modules = [*transformers, *(block.module for each in transformers for block in blocks_of(each))]
     handles = [module.register_forward_pre_hook(before) for module in modules]
     handles += [module.register_forward_hook(after) for module in modules]
     try:

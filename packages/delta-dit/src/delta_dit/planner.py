@@ -40,7 +40,7 @@ class Planner:
     @property
     def most(self) -> int:
         """How many block evaluations a plan can save."""
-        return (self.model.steps - 1) * self.model.blocks
+        return (self.model.steps - 1 - len(self.model.starts)) * self.model.blocks
 
     def predicted(self, saved: int) -> Reuses:
         """Return the plan that is best as the calibration has it, of those that save so many block evaluations."""
@@ -57,7 +57,7 @@ class Planner:
                 seen.add(plan)
                 yield plan
         uncalibrated = generic(steps, blocks, steps * blocks / (steps * blocks - saved)).reuses
-        if uncalibrated not in seen:
+        if uncalibrated not in seen and self.model.predict(uncalibrated) < math.inf:
             yield uncalibrated
 
     def fastest(self, reaches: Callable[[int], bool]) -> int:

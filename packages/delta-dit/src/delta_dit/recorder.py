@@ -4,39 +4,50 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from delta_dit.adapters import Block, adapter_for, argument_reader, blocks_of, stream_reader
-from delta_dit.attach import sole_transformer
+from delta_dit.attach import led_transformers
 from delta_dit.clock import SchedulerClock
 
+Hook = Callable[..., None]
 SKETCH_SIZE = 127
 """Numbers per projection. Prime, so that a loud channel of every token does not always meet the same number."""
 
 
 class Recorder:
-    """Keeps a projection of what every block adds, by step; rows are samples, once per branch of guidance."""
+    """Keeps a projection of what every block adds, by step; rows are samples, once per branch of guidance.
+
+    Attributes:
+        levels: noise level of each step of the run that :meth:`take` was called for last, 1 = pure noise.
+        starts: of that run, the steps but the first at which a transformer runs that did not run in the step before: it
+            has nothing there that could be reused.
+    """
 
     def __init__(self, clock: SchedulerClock) -> None:
         self.clock = clock
         self.step = -1
+        self.levels: list[float] = []
+        self.starts: list[int] = []
+        self._ran: defaultdict[int, set[int]] = defaultdict(set)  # step → which transformers
         self.kept: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
         """(step, block) → the projections ``(rows, SKETCH_SIZE)`` of each call."""
 
-    def begin(self, timestep: Any) -> None:
-        """Note where in the run the call stands that is about to happen.
+    def begin(self, transformer: int, timestep: Any) -> None:
+        """Note which of the transformers is about to be called, and where in the run that is.
 
         Raises:
             ValueError: the scheduler does not tell.
         """
         self.step = self.clock.known_step(timestep)
+        self._ran[self.step].add(transformer)
 
-    def reads(self, index: int, block: Block) -> Callable[..., None]:
+    def reads(self, index: int, block: Block) -> Hook:
         """Return the hook that takes a block's streams before and after it."""
         read = stream_reader(block)
 
@@ -45,19 +56,30 @@ class Recorder:
             sketches = [sketch(out - start, i) for i, (start, out) in streams if start is not None and out is not None]
             self.kept[self.step, index].append(torch.stack(sketches).sum(0).cpu())
 
-        return hook
+        return cast(Hook, torch.compiler.disable(hook))
 
     def take(self, samples: int) -> Tensor:
         """Return the projections of the run that ended, ``(samples, T, L, K)``, and forget them.
 
+        A run may begin late in the scheduler's steps, as image-to-image does: its first is step 0.
+
         Raises:
-            ValueError: guidance was on at some of the steps only.
+            ValueError: guidance was on at some of the steps only, or the calls are no multiple of the samples.
         """
-        steps, blocks = (1 + max(key[axis] for key in self.kept) for axis in (0, 1))
-        table = [[torch.cat(self.kept[step, block]) for block in range(blocks)] for step in range(steps)]
+        kept, ran = dict(self.kept), dict(self._ran)
         self.kept.clear()
-        if len({len(rows) for row in table for rows in row}) > 1:
+        self._ran.clear()
+        steps, blocks = range(min(ran), 1 + max(ran)), 1 + max(block for _, block in kept)
+        if len(ran) < len(steps):
+            raise ValueError(f"{type(self.clock.scheduler).__name__} gives a timestep twice; allowed: another one")
+        table = [[torch.cat(kept[step, block]) for block in range(blocks)] for step in steps]
+        counts = {len(rows) for row in table for rows in row}
+        if len(counts) > 1:
             raise ValueError("the steps have different numbers of branches; allowed: guidance that stays on")
+        if counts.pop() % samples:
+            raise ValueError(f"the transformer's batch is no multiple of the {samples} samples; allowed: one of them")
+        self.levels = self.clock.levels[steps.start : steps.stop]
+        self.starts = [step - steps.start for step in steps[1:] if ran[step] - ran[step - 1]]
         rows = torch.stack([torch.stack(row) for row in table])  # (T, L, branches · samples, K)
         by_sample = rows.unflatten(2, (-1, samples)).permute(3, 0, 1, 2, 4)  # (samples, T, L, branches, K)
         return by_sample.flatten(3).contiguous()
@@ -65,26 +87,33 @@ class Recorder:
 
 @contextmanager
 def recording(pipe: Any) -> Iterator[Recorder]:
-    """Record what the blocks of a pipeline's transformer add to their inputs; its images stay the same.
+    """Record what the blocks of a pipeline's transformers add to their inputs; its images stay the same.
 
     Raises:
-        ValueError: the pipeline has no scheduler, no transformer, or more than one.
+        ValueError: the pipeline has no scheduler, no transformer, or such as do not go together.
     """
-    transformer = sole_transformer(pipe)
-    timestep = argument_reader(transformer, adapter_for(transformer).timestep)
     recorder = Recorder(SchedulerClock(pipe))
-
-    def begin(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        recorder.begin(timestep(args, kwargs))
-
-    handles = [transformer.register_forward_pre_hook(begin, with_kwargs=True)]
-    for index, block in enumerate(blocks_of(transformer)):
-        handles.append(block.module.register_forward_hook(recorder.reads(index, block), with_kwargs=True))
+    handles = []
     try:
+        for number, transformer in enumerate(led_transformers(pipe)):
+            handles.append(
+                transformer.register_forward_pre_hook(_begins(recorder, number, transformer), with_kwargs=True)
+            )
+            for index, block in enumerate(blocks_of(transformer)):
+                handles.append(block.module.register_forward_hook(recorder.reads(index, block), with_kwargs=True))
         yield recorder
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _begins(recorder: Recorder, number: int, transformer: nn.Module) -> Hook:
+    timestep = argument_reader(transformer, adapter_for(transformer).timestep)
+
+    def hook(_: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        recorder.begin(number, timestep(args, kwargs))
+
+    return cast(Hook, torch.compiler.disable(hook))
 
 
 def sketch(values: Tensor, stream: int = 0) -> Tensor:
@@ -101,11 +130,11 @@ def sketch(values: Tensor, stream: int = 0) -> Tensor:
     """
     flat = values.flatten(1).float()
     count = flat.shape[1]
-    flat = flat * _signs(count, stream).to(flat.device)
+    flat = flat * _signs(count, stream, flat.device)
     return F.pad(flat, (0, -count % SKETCH_SIZE)).view(len(flat), -1, SKETCH_SIZE).sum(1)
 
 
 @lru_cache(maxsize=8)
-def _signs(count: int, stream: int) -> Tensor:
+def _signs(count: int, stream: int, device: torch.device) -> Tensor:
     signs = np.random.default_rng((count, stream)).integers(2, size=count, dtype=np.int8)
-    return torch.from_numpy(2 * signs - 1)
+    return torch.from_numpy(2 * signs - 1).to(device)

@@ -1,6 +1,7 @@
 """The closed loop: small changes of a plan, each tried on the model itself."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -31,7 +32,7 @@ def refine(
         changed = (model.fit(plan) for plan in changes(best, model.blocks) if longest_run(plan) <= run)
         near = dict.fromkeys(changed)  # in this order
         flips = set(map(model.fit, _flipped(best)))
-        fresh = [plan for plan in near if plan not in tried]
+        fresh = [plan for plan in near if plan not in tried and model.predict(plan) < math.inf]
         fresh.sort(key=lambda plan: (plan not in flips, model.predict(plan, power=0.5)))
         for plan in fresh[: evaluations + 1 - len(tried)]:
             tried.add(plan)

@@ -11,16 +11,34 @@ from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
+from torch import nn
 
 from delta_dit.adapters import adapter_for, argument_reader
-from delta_dit.attach import sole_transformer
+from delta_dit.attach import led_transformers
 from delta_dit.clock import SchedulerClock
 from delta_dit.hook_chain import add_hook, remove_hook
 
 HOOK = "delta_cache_replay"
 
 Outputs = list[tuple[int, Any]]
-"""What the transformer gave in a run, in the order of its calls, each with its step."""
+"""What the transformers gave in a run, in the order of their calls; each with its step, where the run's first is 0."""
+
+
+class Replay:
+    """What is known of a run, and what is kept of it: of all the pipeline's transformers together."""
+
+    def __init__(self, pipe: Any, known: Outputs, first: int) -> None:
+        self.clock = SchedulerClock(pipe)
+        self.given = [output for step, output in known if step < first]
+        self.kept: Outputs = [call for call in known if call[0] < first]
+        self.calls = 0
+        self.begin: int | None = None
+
+    def step_of(self, timestep: Any) -> int:
+        """Return the step of the call that is about to happen."""
+        step = self.clock.known_step(timestep)
+        self.begin = step if self.begin is None else self.begin
+        return step - self.begin
 
 
 class ReplayHook(ModelHook):
@@ -28,23 +46,21 @@ class ReplayHook(ModelHook):
 
     fn_ref: Any
 
-    def __init__(self, pipe: Any, known: Outputs, first: int) -> None:
+    def __init__(self, replay: Replay, transformer: nn.Module) -> None:
         super().__init__()
-        self.clock = SchedulerClock(pipe)
-        self.timestep = argument_reader(pipe.transformer, adapter_for(pipe.transformer).timestep)
-        self.given = [output for step, output in known if step < first]
-        self.kept: Outputs = [call for call in known if call[0] < first]
-        self.calls = 0
+        self.replay = replay
+        self.timestep = argument_reader(transformer, adapter_for(transformer).timestep)
 
     @torch.compiler.disable
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Give, or run and keep."""
-        step = self.clock.known_step(self.timestep(args, kwargs))
-        self.calls += 1
-        if self.calls <= len(self.given):
-            return self.given[self.calls - 1]
+        replay = self.replay
+        step = replay.step_of(self.timestep(args, kwargs))
+        replay.calls += 1
+        if replay.calls <= len(replay.given):
+            return replay.given[replay.calls - 1]
         output = self.fn_ref.original_forward(*args, **kwargs)
-        self.kept.append((step, output))
+        replay.kept.append((step, output))
         return output
 
 
@@ -55,17 +71,19 @@ def replaying(pipe: Any, known: Outputs | None = None, first: int = 0) -> Iterat
     A cache that is to take part is enabled before, so that it does not see the calls that are not made.
 
     Args:
-        pipe: the pipeline, of one transformer.
-        known: what the transformer gave in a run of the same inputs that is the same in the steps before ``first``.
+        pipe: the pipeline.
+        known: what the transformers gave in a run of the same inputs that is the same in the steps before ``first``.
         first: the first step that is run.
 
     Yields:
-        What the transformer gave in this run, filled while it is drawn; to be given as ``known`` to another.
+        What the transformers gave in this run, filled while it is drawn; to be given as ``known`` to another.
     """
-    transformer: Any = sole_transformer(pipe)
-    hook = ReplayHook(pipe, known or [], first)
-    add_hook(transformer, hook, HOOK)
+    transformers = led_transformers(pipe)
+    replay = Replay(pipe, known or [], first)
     try:
-        yield hook.kept
+        for transformer in transformers:
+            add_hook(transformer, ReplayHook(replay, transformer), HOOK)
+        yield replay.kept
     finally:
-        remove_hook(transformer, HOOK)
+        for transformer in transformers:
+            remove_hook(transformer, HOOK)

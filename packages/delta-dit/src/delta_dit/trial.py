@@ -1,15 +1,17 @@
 """Plans tried on the model itself."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from delta_dit.adapters import blocks_of
-from delta_dit.attach import sole_transformer
+from delta_dit.attach import led_transformers
 from delta_dit.delta_plan import DeltaPlan, Reuses
 from delta_dit.draws import Draws, drawn_from
 from delta_dit.fidelity import psnr
+from delta_dit.identity import check_identity
 from delta_dit.moved_steps import Spacing
 from delta_dit.replay import Outputs
 
@@ -57,10 +59,24 @@ class Trial:
 
     def _start(self, draws: Draws, reference_steps: int | None) -> None:
         self.draws, self.reference_steps = draws, reference_steps
-        self.blocks = len(blocks_of(sole_transformer(draws.pipe)))
+        self.blocks = len(blocks_of(led_transformers(draws.pipe)[0]))
         self.known: dict[tuple[Reuses, Values | None, int | None], Tensor] = {}
         self._references: dict[tuple[int, bool], Tensor] = {}
         self._kept: dict[tuple[Reuses, Values | None], list[Outputs]] = {}  # the newest last
+        self._levels: tuple[float, ...] | None = None
+        self._asked: dict[int, int] = {}
+
+    def follow(self, found: Any) -> None:
+        """Try plans of this :class:`~delta_dit.calibration.Calibration` from now on.
+
+        Raises:
+            ValueError: it was measured on another model.
+        """
+        for transformer in led_transformers(self.draws.pipe):
+            check_identity(transformer, found.about, "calibration")
+        self.space(found.spacing)
+        # a solver may call twice in a step, and a run may begin late
+        self._levels, self._asked = found.levels, {found.steps: found.about["steps"]}
 
     def space(self, spacing: Spacing | None) -> None:
         """Let the steps lie where a calibration has them; what was tried with others is forgotten."""
@@ -81,8 +97,7 @@ class Trial:
         """
         key = reuses, values, exact
         if key not in self.known:
-            images = self._draw(reuses, values)
-            self.known[key] = psnr(images, self._reference(exact or len(reuses), exact is None))
+            self.known[key] = self._tried(reuses, values, exact)
         return self.known[key]
 
     @property
@@ -90,17 +105,32 @@ class Trial:
         """How many images a plan is tried on; 0 before the first."""
         return next((len(psnr) for psnr in self.known.values()), 0)
 
-    def _draw(self, reuses: Reuses, values: Values | None) -> Tensor:
-        plan = self.draws.plan(self.blocks, reuses, values)
+    def _tried(self, reuses: Reuses, values: Values | None, exact: int | None) -> Tensor:
+        plan, steps = self._plan(reuses, values), self._asked.get(len(reuses), len(reuses))
+        reference = self._reference(exact or steps, exact is None)
         like, first = None, 0
         for other in self._kept:
-            begin = first_that_differs(plan, self.draws.plan(self.blocks, *other))
+            begin = first_that_differs(plan, self._plan(*other))
             like, first = (other, begin) if begin > first else (like, first)
-        images, outputs = self.draws.planned(plan, plan.steps, None if like is None else self._kept[like], first)
+        outputs: list[Outputs] = []  # nothing is known of what comes from the notes
+
+        def drawn() -> Tensor:
+            known = self._kept[like] if like is not None else []
+            images, given = self.draws.planned(plan, steps, known or None, first if known else 0)
+            outputs.extend(given)
+            return psnr(images, reference).nan_to_num(nan=-math.inf)
+
+        share = None if self.draws.spacing is None else self.draws.spacing.share
+        found = self.draws.noted(f"{reuses}, {values}, even in λ: {share}, to {exact} steps", drawn)
+        self.draws.count(plan, len(found), first)
         self._kept[reuses, values] = outputs
         if len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
-        return images
+        return found
+
+    def _plan(self, reuses: Reuses, values: Values | None) -> DeltaPlan:
+        levels = self._levels if self._levels is not None and len(self._levels) == len(reuses) else None
+        return self.draws.plan(self.blocks, reuses, values, levels)
 
     def _reference(self, steps: int, spaced: bool) -> Tensor:
         if (steps, spaced) not in self._references:

@@ -18,8 +18,9 @@ from matplotlib.figure import Figure as Plot
 from torch import Tensor
 
 from delta_dit.adapters import blocks_of
+from delta_dit.attach import transformers_of
 from delta_dit.commands.methods import Method, draw_all
-from delta_dit.commands.models import EMBEDDED, load_sampler
+from delta_dit.commands.models import EMBEDDED, load_sampler, only_images
 from delta_dit.commands.options import AnalyzeConfig
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan, Range, Reuse
@@ -41,9 +42,10 @@ HEAT_MAPS = {  # what is drawn of one reuse: title of the map, and its caption
 def main(config: AnalyzeConfig) -> None:
     """Run both experiments; write ``analysis.json``, ``rows.json``, the results and the report."""
     sampler = load_sampler(config.model, random_weights=config.random_weights, dtype=config.dtype)
+    only_images(sampler, "analyze")
     judge = load_judge() if config.model in EMBEDDED else None
     steps = sampler.steps if config.steps is None else config.steps
-    blocks = len(blocks_of(sampler.pipe.transformer))
+    blocks = len(blocks_of(transformers_of(sampler.pipe)[0]))
     ranges = split(blocks, min(config.ranges, blocks))
     with Run(config, "delta-dit") as run:
         sampler.pipe.to(run.accelerator.device)

@@ -21,7 +21,7 @@ from delta_dit.commands.feature_cache import features_of
 from delta_dit.commands.foreign import on_copy
 from delta_dit.commands.frechet import Frechet
 from delta_dit.commands.methods import EXACT, UNCACHED, Method, counted, draw_with_latents, macs, quality, ssim
-from delta_dit.commands.models import EMBEDDED, Sampler, conditions, load_sampler
+from delta_dit.commands.models import EMBEDDED, Sampler, conditions, load_sampler, only_images
 from delta_dit.commands.options import ABLATION, ANNEALED, METHODS, MOVED, BenchConfig
 from delta_dit.commands.peers import PEERS
 from delta_dit.commands.scores import Scores
@@ -57,6 +57,7 @@ def main(config: BenchConfig) -> None:
     """Draw, tune, judge, time, and write the rows and the report; a resumed run keeps the rows it has."""
     plans = [DeltaPlan.load(path) for path in config.plan]  # what is wrong with them is told at once
     sampler = load_sampler(config.model, random_weights=config.random_weights, dtype=config.dtype)
+    only_images(sampler, "bench")
     sampler = replace(sampler, conditions=conditions(config, sampler))
     steps = config.steps or sampler.steps
     for budget in config.budget:

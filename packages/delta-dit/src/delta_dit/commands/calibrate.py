@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from delta_dit.calibration import best_spacing, generations, measure, probe_count
-from delta_dit.commands.models import Sampler, conditions, load_sampler
+from delta_dit.commands.models import Sampler, conditions, load_sampler, sized
+from delta_dit.commands.notes import KeptNotes
 from delta_dit.commands.options import CalibrateConfig
-from delta_dit.draws import Draws
+from delta_dit.draws import Draws, Notes
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator
@@ -24,7 +25,7 @@ def main(config: CalibrateConfig) -> None:
     guidance = sampler.guidance if config.guidance is None else config.guidance
     # shuffled, because neighbouring classes resemble each other and only a few are drawn
     mixed = mix(conditions(config, sampler), config.seed)
-    sampler = replace(sampler, conditions=mixed, steps=config.steps, guidance=guidance)
+    sampler = replace(sampler, conditions=mixed, steps=config.steps, guidance=guidance, size=sized(config, sampler))
     with Run(config, "delta-dit") as run:
         sampler.pipe.to(run.accelerator.device)
 
@@ -34,7 +35,7 @@ def main(config: CalibrateConfig) -> None:
 
         cost = generations(config.samples, config.steps, move_steps=config.move_steps)
         run.accelerator.print(f"calibrate: as much as {cost:.0f} images drawn uncached")
-        draws = drawing(sampler, config.seed, share(config.samples))
+        draws = drawing(sampler, config.seed, share(config.samples), KeptNotes(run))
         probed = draws.first(share(probe_count(config.samples)))
         if config.move_steps:
             draws.spacing = probed.spacing = best_spacing(probed, config.steps)
@@ -60,9 +61,11 @@ def main(config: CalibrateConfig) -> None:
         )
 
 
-def drawing(sampler: Sampler, seed: int, batches: list[range]) -> Draws[range]:
+def drawing(sampler: Sampler, seed: int, batches: list[range], notes: Notes) -> Draws[range]:
     """Return samples of a seed, on any number of processes."""
-    return Draws(sampler.pipe, lambda batch, steps: sampler.draw(seed, batch, steps=steps), batches, gather_chunks)
+    return Draws(
+        sampler.pipe, lambda batch, steps: sampler.compare(seed, batch, steps), batches, gather_chunks, notes=notes
+    )
 
 
 def mix(values: list[Any], seed: int) -> list[Any]:
@@ -77,5 +80,6 @@ def about(sampler: Sampler, config: CalibrateConfig) -> dict[str, Any]:
         "guidance": sampler.guidance,
         "seed": config.seed,
         "samples": config.samples,
+        "size": sampler.size,
         sampler.argument: sampler.conditions,
     }

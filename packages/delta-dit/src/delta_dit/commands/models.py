@@ -4,8 +4,9 @@ A :class:`Sampler` hides what differs between pipelines, labels or prompts, pixe
 number i of a seed is the same image whatever batch or process draws it.
 """
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from diffusers import (
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from delta_dit.commands.options import ConditionsConfig, Dtype
+from delta_dit.attach import transformers_of
+from delta_dit.commands.options import ConditionsConfig, Dtype, SizedConfig
+from delta_dit.draws import comparable, draws_videos
 from delta_dit.embedded.pixel import is_pixel_pipeline, load_embedded, load_pixel_pipeline, quiet_loading
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.hub import HubError, hub_errors
@@ -46,6 +49,7 @@ class Sampler:
         steps: default number of sampling steps.
         guidance: default guidance scale.
         extra: instead of ``argument``, what to give the pipeline for so many images.
+        size: of what is drawn, as the pipeline's arguments have it; default: the pipeline's own.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Sampler:
     steps: int = 20
     guidance: float = 4.5
     extra: Callable[[int], dict[str, Any]] | None = None
+    size: dict[str, int] = field(default_factory=dict)
 
     def draw(
         self,
@@ -67,18 +72,27 @@ class Sampler:
         """Draw samples number ``indices`` of ``seed``; sample i takes condition i mod their number.
 
         Returns:
-            Images ``(B, 3, H, W)`` in [0, 1] on the CPU.
+            Images ``(B, 3, H, W)``, or videos ``(B, F, 3, H, W)``, in [0, 1] on the CPU.
         """
+        return self._drawn(seed, indices, "pt", steps, guidance)
+
+    def compare(self, seed: int, indices: range, steps: int) -> Tensor:
+        """Draw what is compared in place of samples: the images themselves, of videos the latents, ``(B, ...)``."""
+        return self._drawn(seed, indices, "latent" if draws_videos(self.pipe) else "pt", steps, None)
+
+    def _drawn(self, seed: int, indices: range, output_type: str, steps: int | None, guidance: float | None) -> Tensor:
         conditions = [self.conditions[index % len(self.conditions)] for index in indices]
         given = {self.argument: conditions} if self.extra is None else self.extra(len(indices))
-        images = self.pipe(
+        if "guidance_scale" in inspect.signature(type(self.pipe).__call__).parameters:
+            given = given | {"guidance_scale": self.guidance if guidance is None else guidance}
+        output = self.pipe(
             **given,
+            **self.size,
             num_inference_steps=self.steps if steps is None else steps,
-            guidance_scale=self.guidance if guidance is None else guidance,
             generator=sample_generators(seed, indices),
-            output_type="pt",
-        ).images
-        return torch.as_tensor(images).float().cpu()
+            output_type=output_type,
+        )
+        return comparable(self.pipe, output, output_type)
 
     def labels(self, indices: range) -> Tensor:
         """Return the class number of each sample ``(B,)``, for models that draw classes."""
@@ -111,7 +125,7 @@ def load_sampler(name: str, *, random_weights: bool = False, dtype: Dtype | None
     except Exception as error:  # file and format errors share no base class
         raise RunError(f"model={name!r} cannot be loaded: {error}; allowed: {_allowed()}") from error
     sampler.pipe.set_progress_bar_config(disable=True)
-    if dtype is not None and sampler.pipe.transformer.dtype != DTYPES[dtype]:
+    if dtype is not None and any(each.dtype != DTYPES[dtype] for each in transformers_of(sampler.pipe)):
         sampler.pipe.to(DTYPES[dtype])
     return sampler
 
@@ -139,6 +153,30 @@ def conditions(config: ConditionsConfig, sampler: Sampler) -> list:
     return prompts
 
 
+def sized(config: SizedConfig, sampler: Sampler) -> dict[str, int]:
+    """Return the size that is asked for, as the pipeline's arguments have it.
+
+    Raises:
+        UsageError: the pipeline takes none of that.
+    """
+    takes = inspect.signature(type(sampler.pipe).__call__).parameters
+    asked = {"height": config.height, "width": config.width, "num_frames": config.frames}
+    size = {name: value for name, value in asked.items() if value is not None}
+    for name, value in size.items():
+        if name not in takes:
+            field = name.removeprefix("num_")
+            raise UsageError(f"{field}={value!r} means nothing to model={config.model!r}; allowed: its own")
+    return size
+
+
+def only_images(sampler: Sampler, command: str) -> None:
+    """Raise UsageError if a model draws videos, for a command that looks at images."""
+    if draws_videos(sampler.pipe):
+        raise UsageError(
+            f"model={sampler.name!r} draws videos, and {command} compares images; allowed: a model of images"
+        )
+
+
 def _allowed() -> str:
     return f"{', '.join(EMBEDDED)}, a hub name, or a folder"
 
@@ -159,12 +197,17 @@ def _pretrained(name: str, dtype: Dtype | None) -> Sampler:
         folder = name if Path(name).is_dir() else DiffusionPipeline.download(_HUB_NAMES.get(name, name))
         wanted = stored_dtype(Path(folder)) if dtype is None else DTYPES[dtype]
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=wanted)
-    transformer = getattr(pipe, "transformer", None)
-    if transformer is None:
-        raise UsageError(f"model={name!r} is a {type(pipe).__name__} without a transformer")
+    try:
+        transformer: Any = transformers_of(pipe)[0]
+    except ValueError as error:
+        raise UsageError(
+            f"model={name!r} is a {type(pipe).__name__} without a transformer; allowed: one that has it"
+        ) from error
     if hasattr(transformer.config, "num_embeds_ada_norm") and not hasattr(pipe, "tokenizer"):
         return _drawing_classes(name, pipe, guidance=4.0)
-    return Sampler(name, pipe, ["a photograph of an astronaut riding a horse"], "prompt")
+    usual = inspect.signature(type(pipe).__call__).parameters.get("guidance_scale")
+    guidance = usual.default if usual is not None and isinstance(usual.default, float) else 4.5
+    return Sampler(name, pipe, ["a photograph of an astronaut riding a horse"], "prompt", guidance=guidance)
 
 
 def check_configs(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from delta_dit.config import Schedule
 from delta_dit.objective import Objective, Target
-from frugal_shared.config import CommandConfig, RunConfig
+from frugal_shared.config import RunConfig
 from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -36,6 +36,23 @@ class ConditionsConfig(ModelConfig):
         super().__post_init__()
         if self.labels and self.prompts is not None:
             raise UsageError(f"labels={self.labels!r} and prompts={str(self.prompts)!r}; allowed: one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedConfig(ConditionsConfig):
+    """Options of the commands that draw images or videos of a size that can be chosen."""
+
+    height: int | None = None
+    """Pixels; unset: the model's usual number."""
+    width: int | None = None
+    """Pixels; unset: the model's usual number."""
+    frames: int | None = None
+    """Of a video; unset: the model's usual number."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        check_positive(self, *(name for name in ("height", "width", "frames") if getattr(self, name) is not None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +100,15 @@ class TrainJudgeConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(ConditionsConfig):
-    """Draw images with the Δ-cache, one seed per sample, on one or many processes."""
+class GenerateConfig(SizedConfig):
+    """Draw images or videos with the Δ-cache, one seed per sample, on one or many processes."""
 
     output_dir: Path = Path("runs/generate")
-    """The run folder: images/000000.png …, grid.png, results."""
+    """The run folder: images/000000.png …, of videos images/000000/0000.png …, grid.png, results."""
     random_weights: bool = False
     """Use the model's architecture with random weights: for speed, not for pictures."""
     count: int = 40
-    """How many images; the labels or prompts take turns."""
+    """How many images or videos; the labels or prompts take turns."""
     batch_size: int = 8
     """Images drawn at once."""
     steps: int | None = None
@@ -142,7 +159,7 @@ class DemoConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(ConditionsConfig):
+class CalibrateConfig(SizedConfig):
     """Measure what reusing each range of blocks at each step would cost, for `plan --calibration`."""
 
     output_dir: Path = Path("runs/calibrate")
@@ -168,9 +185,11 @@ class CalibrateConfig(ConditionsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanConfig(CommandConfig):
+class PlanConfig(RunConfig):
     """Find which steps reuse which blocks, from a calibration or, without any model, by a fixed schedule."""
 
+    output_dir: Path | None = None  # pyright: ignore[reportIncompatibleVariableOverride] (no folder, no Run)
+    """Keep what --refine tries, and plan.json, in this run folder, for --resume to go on; unset: keep nothing."""
     speedup: float | None = None
     """How many times fewer block evaluations than the uncached run; unset: 1.6, unless another goal is given."""
     budget: float | None = None
@@ -192,10 +211,12 @@ class PlanConfig(CommandConfig):
     """With a calibration: try the best plans on the model itself, and improve the winner."""
     samples: int = 8
     """Images that --refine compares plans on."""
+    batch_size: int = 8
+    """Images that --refine draws at once."""
     evaluations: int = 40
     """How many plans --refine may try."""
-    device: str | None = None
-    """Where --refine draws: cpu, cuda, cuda:1 (the second GPU) or mps. Unset: a GPU if there is one."""
+    seed: int = 0
+    """Of the noise that plans are tried with: 0 is the one after the calibration's."""
     dtype: Dtype | None = None
     """Precision of the model that --refine draws with; unset: as in calibrate."""
     schedule: Schedule = "generic"
@@ -209,7 +230,8 @@ class PlanConfig(CommandConfig):
 
     def __post_init__(self) -> None:
         """Check the values."""
-        check_positive(self, "samples", "evaluations", "steps", "blocks")
+        super().__post_init__()
+        check_positive(self, "samples", "batch_size", "evaluations", "steps", "blocks")
         given = [name for name in ("speedup", "budget", "max_error", "min_psnr") if getattr(self, name) is not None]
         if self.reference_steps is not None:
             check_positive(self, "reference_steps")
@@ -221,6 +243,18 @@ class PlanConfig(CommandConfig):
             raise UsageError(f"{given[0]} needs a calibration; allowed: --calibration, or --speedup")
         if self.calibration is not None and self.schedule != "generic":
             raise UsageError(f"schedule={self.schedule!r} is not calibrated; allowed: --calibration or --schedule")
+        kept = self.output_dir is not None
+        if not self.tries and (kept or self.num_processes not in (None, 1)):
+            field = f"output_dir={str(self.output_dir)!r}" if kept else f"num_processes={self.num_processes!r}"
+            raise UsageError(f"{field} is for what --refine tries; allowed: with --calibration")
+        for field in ("resume", "overwrite"):
+            if getattr(self, field) and not kept:
+                raise UsageError(f"{field}=True needs a run folder; allowed: with --output-dir")
+
+    @property
+    def tries(self) -> bool:
+        """Whether plans are tried on the model, which takes minutes."""
+        return self.calibration is not None and self.refine
 
 
 @dataclass(frozen=True, kw_only=True)

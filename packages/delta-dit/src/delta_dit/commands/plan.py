@@ -3,6 +3,8 @@
 A fixed schedule is arithmetic and must not wait for torch: what a calibration needs is imported where it is needed.
 """
 
+import hashlib
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,21 +16,33 @@ from delta_dit.commands.options import PlanConfig
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan, Full
 from delta_dit.schedules import for_speedup
-from frugal_shared.config import ProcessConfig
 from frugal_shared.errors import UsageError
 from frugal_shared.writing import write_json
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from delta_dit.calibration import Calibration
+    from delta_dit.commands.models import Sampler
+    from delta_dit.draws import Notes
     from delta_dit.trial import Trial
 
 DEFAULT_SPEEDUP = 1.6
-BATCH = 24  # images drawn at once
+FILE = "plan.json"  # in a run folder
 
 
 def main(config: PlanConfig) -> None:
     """Make the plan, and write or print it."""
-    plan = fixed(config) if config.calibration is None else calibrated(config, config.calibration)
+    if config.calibration is None:
+        tell(config, fixed(config))
+    elif not config.tries:
+        tell(config, load(config.calibration).plan(**wanted(config)))
+    else:
+        tried(config, config.calibration)
+
+
+def tell(config: PlanConfig, plan: DeltaPlan) -> None:
+    """Write a plan, or print it."""
     if config.json is None:
         print_plan(plan)
     else:
@@ -53,57 +67,111 @@ def schedule_facts(config: PlanConfig) -> dict[str, int | None]:
     return {"interval": interval, "cached_blocks": cached}
 
 
-def calibrated(config: PlanConfig, path: Path) -> DeltaPlan:
-    """Return the best plan that a calibration allows.
+def load(path: Path) -> "Calibration":
+    """Return a calibration, of its file or of the run folder of `calibrate`.
 
-    Args:
-        config: the options.
-        path: the calibration's file, or the run folder of `calibrate`.
+    Raises:
+        ValueError: there is none.
+    """
+    from delta_dit.calibration import Calibration
+
+    return Calibration.load(file_of(path))
+
+
+def file_of(path: Path) -> Path:
+    """Return the file of a calibration that may be named by its folder."""
+    from delta_dit.commands.calibrate import FILE
+
+    return path if path.is_file() else path / FILE
+
+
+def wanted(config: PlanConfig) -> dict[str, Any]:
+    """Return what the plan is to be like."""
+    costs = {name: getattr(config, name) for name in ("speedup", "budget", "min_psnr", "max_error")}
+    if set(costs.values()) == {None}:
+        costs["speedup"] = DEFAULT_SPEEDUP
+    return costs | {"target": config.target, "objective": config.objective}
+
+
+def tried(config: PlanConfig, path: Path) -> None:
+    """Try plans on the calibration's model; write or print the best one.
 
     Raises:
         ValueError: no plan is as fast, or as faithful, as that; or it is no calibration.
+        UsageError: the calibration was not made by the command, and does not say what it drew.
     """
-    from delta_dit.calibration import Calibration
-    from delta_dit.commands.calibrate import FILE
+    from delta_dit.commands.notes import KeptNotes
+    from frugal_shared.run import Run
 
-    found = Calibration.load(path if path.is_file() else path / FILE)
-    costs = ("speedup", "budget", "min_psnr", "max_error")
-    wanted: dict[str, Any] = {name: getattr(config, name) for name in costs}
-    if set(wanted.values()) == {None}:
-        wanted["speedup"] = DEFAULT_SPEEDUP
-    wanted |= {"target": config.target, "objective": config.objective}
-    if not config.refine:
-        return found.plan(**wanted)
-    trial = trial_of(found, config)
-    Console(stderr=True).print(f"plan: tries at most {config.evaluations} plans, each on {config.samples} images")
-    plan = found.plan(**wanted, trial=trial, evaluations=config.evaluations)
-    return replace(plan, provenance=plan.provenance | {"psnr_seed": found.about["seed"] + 1})
+    found = load(path)
+    sampler = sampler_of(found, config)
+    with ExitStack() as held:
+        if config.output_dir is None:
+            run, notes, accelerator = None, {}, alone(config)
+        else:
+            run = held.enter_context(Run(config, "delta-dit"))
+            digest = hashlib.sha256(file_of(path).read_bytes()).hexdigest()
+            notes, accelerator = KeptNotes(run, digest), run.accelerator
+        seed = found.about["seed"] + 1 + config.seed
+        trial = trial_of(sampler, seed, config, accelerator, notes)
+        if accelerator.is_main_process:
+            Console(stderr=True).print(
+                f"plan: tries at most {config.evaluations} plans, each on {config.samples} images"
+            )
+        plan = found.plan(**wanted(config), trial=trial, evaluations=config.evaluations)
+        plan = replace(plan, provenance=plan.provenance | {"psnr_seed": seed})
+        if accelerator.is_main_process:
+            if run is not None:
+                plan.save(run.folder / FILE)
+            tell(config, plan)
+        if run is not None:
+            told = ("psnr_db", "predicted_psnr_db", "plans_tried", "generations")
+            costs = {
+                "steps": plan.steps,
+                "mac_speedup": plan.mac_speedup(),
+                "cost_steps": plan.cost_steps(found.block_share),
+            }
+            run.finish(costs | {name: plan.provenance[name] for name in told})
 
 
-def trial_of(calibration: "Calibration", config: PlanConfig) -> "Trial":
-    """Return what tries plans on the calibration's model: the same conditions, other noise.
+def alone(config: PlanConfig) -> "Accelerator":
+    """Return the processes of a run without a folder."""
+    from accelerate import Accelerator
+
+    from frugal_shared.launch import check_launcher, check_world
+
+    check_launcher("no")
+    accelerator = Accelerator(cpu=config.on_cpu)
+    check_world(accelerator.num_processes)
+    return accelerator
+
+
+def sampler_of(found: "Calibration", config: PlanConfig) -> "Sampler":
+    """Return the calibration's model, which draws what it was calibrated on.
 
     Raises:
         UsageError: the calibration was not made by the command, and does not say what it drew.
     """
-    from accelerate import Accelerator
-
-    from delta_dit.commands.calibrate import drawing
     from delta_dit.commands.models import load_sampler
-    from delta_dit.trial import Trial
-    from frugal_shared.evaluation import chunks
-    from frugal_shared.launch import use_device
 
-    about = calibration.about
+    about = found.about
     if "model" not in about:
         raise UsageError(f"calibration={str(config.calibration)!r} names no model to draw with; allowed: --no-refine")
     sampler = load_sampler(about["model"], dtype=config.dtype)
     drawn = {"conditions": about[sampler.argument], "steps": about["steps"], "guidance": about["guidance"]}
-    sampler = replace(sampler, **drawn)
-    with use_device(ProcessConfig(device=config.device)):
-        sampler.pipe.to(Accelerator().device)
-    batches = list(chunks(config.samples, BATCH, 0, 1))
-    return Trial.of(drawing(sampler, about["seed"] + 1, batches), config.reference_steps)
+    return replace(sampler, **drawn, size=about.get("size", {}))
+
+
+def trial_of(sampler: "Sampler", seed: int, config: PlanConfig, accelerator: "Accelerator", notes: "Notes") -> "Trial":
+    """Return what tries plans on a model: the conditions of its calibration, and noise of this seed."""
+    from delta_dit.commands.calibrate import drawing
+    from delta_dit.trial import Trial
+    from frugal_shared.evaluation import chunks
+
+    sampler.pipe.to(accelerator.device)
+    world = accelerator.process_index, accelerator.num_processes
+    batches = list(chunks(config.samples, config.batch_size, *world))
+    return Trial.of(drawing(sampler, seed, batches, notes), config.reference_steps)
 
 
 def print_plan(plan: DeltaPlan) -> None:

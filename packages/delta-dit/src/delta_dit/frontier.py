@@ -53,7 +53,7 @@ class Frontier:
             ValueError: no plan saves as much.
         """
         if not 0 <= saved <= self.largest or self.error(saved) == math.inf:
-            most = np.isfinite(self._last).any((0, 1)).nonzero()[0].max()
+            most = np.flatnonzero(np.isfinite(self._last.min((0, 1)))).max()
             raise ValueError(f"no plan saves {saved} block evaluations; allowed: 0 to {most}, or longer runs")
         p, s = np.unravel_index(self._last[:, :, saved].argmin(), self._last.shape[:2])
         reuses: list[Reuse | None] = [None] * self.steps

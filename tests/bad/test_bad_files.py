@@ -22,11 +22,11 @@ from bdp_nas.spaces.nasbench201 import genotype_to_columns, index_to_genotype
 from bdp_nas.table import Table
 from clipsam.commands import models as clipsam_models
 from clipsam.embedded.dinov2 import HEADS, asset, embedded_backbone, embedded_segmenter
-from delta_dit.calibration import Calibration
 from delta_dit.commands import generate, models
-from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import Reuse
 from delta_dit.embedded.pixel import PixelDiTPipeline
+from delta_dit.planning.calibration import Calibration
+from delta_dit.planning.convergence import Convergence
 from delta_dit.schedules import generic
 from frugal_shared.checkpoint import latest_checkpoint, save_checkpoint, write_json
 from frugal_shared.errors import RunError

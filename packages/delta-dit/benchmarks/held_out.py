@@ -19,7 +19,7 @@ from delta_dit.commands.models import Sampler, load_sampler
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.embedded.judge import load_judge
 from delta_dit.embedded.plans import shipped_plan
-from delta_dit.fidelity import psnr
+from delta_dit.planning.fidelity import psnr
 from frugal_shared.evaluation import chunks
 from frugal_shared.writing import write_json
 

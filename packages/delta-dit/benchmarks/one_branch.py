@@ -22,8 +22,8 @@ from delta_dit.adapters import blocks_of
 from delta_dit.commands.models import Sampler, load_sampler
 from delta_dit.delta import DeltaRecord
 from delta_dit.delta_plan import Reuse
-from delta_dit.fidelity import psnr
 from delta_dit.noise import log_snr
+from delta_dit.planning.fidelity import psnr
 from frugal_shared.writing import write_json
 
 STEPS = 20

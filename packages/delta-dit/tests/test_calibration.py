@@ -22,19 +22,19 @@ from delta_dit import (
     enable_delta_cache,
 )
 from delta_dit.adapters import blocks_of
-from delta_dit.calibration import ENTRY, REFERENCE, SCHEMA, generations, measure, probe_count
 from delta_dit.commands.cli import main
 from delta_dit.commands.models import Sampler, open_gates
-from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse
-from delta_dit.draws import Draws, drawn_from
 from delta_dit.embedded.dit import build_dit
 from delta_dit.embedded.pixel import PixelDiTPipeline
-from delta_dit.error_model import ErrorModel
-from delta_dit.fidelity import psnr
 from delta_dit.moved_steps import Spacing
-from delta_dit.recorder import recording, sketch
-from delta_dit.trial import first_that_differs
+from delta_dit.planning.calibration import ENTRY, REFERENCE, SCHEMA, generations, measure, probe_count
+from delta_dit.planning.convergence import Convergence
+from delta_dit.planning.draws import Draws, drawn_from
+from delta_dit.planning.error_model import ErrorModel
+from delta_dit.planning.fidelity import psnr
+from delta_dit.planning.recorder import recording, sketch
+from delta_dit.planning.trial import first_that_differs
 
 STEPS, BLOCKS, SEED = 5, 3, 1000
 ABOUT = {"model": "tiny", "steps": STEPS, "guidance": 1.5, "seed": SEED, "class_labels": [0, 1, 2, 3]}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from delta_dit.convergence import Convergence
+from delta_dit.planning.convergence import Convergence
 
 
 @pytest.mark.parametrize("order", [0.5, 1.0, 2.0])

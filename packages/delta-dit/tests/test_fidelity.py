@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from delta_dit.fidelity import psnr, relative_l1
+from delta_dit.planning.fidelity import psnr, relative_l1
 
 
 def test_psnr_and_relative_l1():

@@ -8,11 +8,11 @@ import torch
 from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from delta_dit import Trial
-from delta_dit.calibration import measure
 from delta_dit.commands.cli import main
 from delta_dit.commands.models import Sampler, open_gates
-from delta_dit.draws import Draws
 from delta_dit.embedded.pixel import PixelDiTPipeline
+from delta_dit.planning.calibration import measure
+from delta_dit.planning.draws import Draws
 
 STEPS, BLOCKS = 4, 2
 

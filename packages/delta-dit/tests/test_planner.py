@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from delta_dit.calibration import Calibration
-from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse, Reuses
-from delta_dit.error_model import NONE, ErrorModel
-from delta_dit.frontier import Frontier
-from delta_dit.planner import Planner
-from delta_dit.refinement import changes, refine
+from delta_dit.planning.calibration import Calibration
+from delta_dit.planning.convergence import Convergence
+from delta_dit.planning.error_model import NONE, ErrorModel
+from delta_dit.planning.frontier import Frontier
+from delta_dit.planning.planner import Planner
+from delta_dit.planning.refinement import changes, refine
 
 STEPS, BLOCKS = 4, 3
 
@@ -169,7 +169,7 @@ def test_a_speedup_saves_what_the_fixed_schedules_save() -> None:
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_fitted_weights_are_least_squares(order: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("delta_dit.error_model.RIDGE", 0.0)
+    monkeypatch.setattr("delta_dit.planning.error_model.RIDGE", 0.0)
     found = calibration(steps=6, blocks=4)
     plan = (None, None, Reuse(1, 3, order, (1.0, 0.0)[: 1 + order]), None, Reuse(0, 4), None)
     fitted = found.errors.fit(plan)[2]

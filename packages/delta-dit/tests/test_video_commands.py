@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from delta_dit import DeltaPlan
-from delta_dit.calibration import Calibration
 from delta_dit.commands.cli import main
 from delta_dit.commands.models import Sampler
 from delta_dit.commands.pictures import to_bytes
+from delta_dit.planning.calibration import Calibration
 
 SIZE = ["--height", "32", "--width", "32", "--frames", "5", "--cpu"]
 

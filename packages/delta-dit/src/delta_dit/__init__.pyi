@@ -8,13 +8,13 @@ from .attach import (
     end_delta_cache_request,
 )
 from .cache_mixin import patch_diffusers
-from .calibration import Calibration, calibrate
 from .config import DeltaCacheConfig
 from .delta_plan import DeltaPlan
 from .embedded.pixel import PixelDiTPipeline
+from .planning.calibration import Calibration, calibrate
+from .planning.trial import Trial
 from .stats import DeltaCacheStats
 from .summary import DeltaCacheSummary, delta_cache_summary
-from .trial import Trial
 
 __version__: str
 __all__ = [

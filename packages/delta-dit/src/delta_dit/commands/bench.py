@@ -30,8 +30,8 @@ from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan
 from delta_dit.embedded.judge import load_judge
 from delta_dit.embedded.plans import shipped_plan
-from delta_dit.fidelity import psnr, relative_l1
 from delta_dit.moved_steps import Spacing
+from delta_dit.planning.fidelity import psnr, relative_l1
 from frugal_shared.errors import check_range
 from frugal_shared.evaluation import mean_interval
 from frugal_shared.run import Run

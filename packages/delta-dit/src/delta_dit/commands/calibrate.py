@@ -1,4 +1,4 @@
-"""``delta-dit calibrate``: a model's :class:`~delta_dit.calibration.Calibration`, on any number of processes."""
+"""``delta-dit calibrate``: a model's :class:`~delta_dit.planning.calibration.Calibration`, on N processes."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from delta_dit.calibration import best_spacing, generations, measure, probe_count
 from delta_dit.commands.models import Sampler, conditions, load_sampler, sized
 from delta_dit.commands.notes import KeptNotes
 from delta_dit.commands.options import CalibrateConfig
-from delta_dit.draws import Draws, Notes
+from delta_dit.planning.calibration import best_spacing, generations, measure, probe_count
+from delta_dit.planning.draws import Draws, Notes
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run
 from frugal_shared.seeds import generator

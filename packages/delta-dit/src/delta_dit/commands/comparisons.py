@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from delta_dit.objective import Target
+from delta_dit.planning.objective import Target
 from frugal_shared.paired import compare_pairs
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from delta_dit.commands.methods import UNCACHED
 from delta_dit.commands.options import DemoConfig
 from delta_dit.commands.pictures import caption, tiles
 from delta_dit.delta_plan import DeltaPlan
-from delta_dit.fidelity import psnr
+from delta_dit.planning.fidelity import psnr
 from frugal_shared.datasets import TexturedDigits
 from frugal_shared.report import Claim, Figure, Report
 

@@ -10,7 +10,7 @@ from delta_dit.commands.models import Sampler
 from delta_dit.commands.pictures import tiles
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.embedded.plans import shipped_plan
-from delta_dit.fidelity import psnr
+from delta_dit.planning.fidelity import psnr
 from frugal_shared.run import Run
 
 BUDGET = 12.5

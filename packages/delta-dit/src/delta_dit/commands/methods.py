@@ -17,8 +17,8 @@ from delta_dit.commands.models import Sampler
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import Argument
 from delta_dit.embedded.judge import Judge
-from delta_dit.fidelity import psnr
 from delta_dit.moved_steps import moved
+from delta_dit.planning.fidelity import psnr
 from frugal_shared.errors import RunError
 from frugal_shared.evaluation import chunks, gather_chunks
 from frugal_shared.run import Run

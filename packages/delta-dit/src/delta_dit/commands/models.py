@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from delta_dit.attach import transformers_of
 from delta_dit.commands.options import ConditionsConfig, Dtype, SizedConfig
-from delta_dit.draws import comparable, draws_videos
 from delta_dit.embedded.pixel import is_pixel_pipeline, load_embedded, load_pixel_pipeline, quiet_loading
+from delta_dit.planning.draws import comparable, draws_videos
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.hub import HubError, hub_errors
 from frugal_shared.reading import read_json

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from delta_dit.config import Schedule
-from delta_dit.objective import Objective, Target
+from delta_dit.planning.objective import Objective, Target
 from frugal_shared.config import RunConfig
 from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
 

@@ -22,10 +22,10 @@ from frugal_shared.writing import write_json
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from delta_dit.calibration import Calibration
     from delta_dit.commands.models import Sampler
-    from delta_dit.draws import Notes
-    from delta_dit.trial import Trial
+    from delta_dit.planning.calibration import Calibration
+    from delta_dit.planning.draws import Notes
+    from delta_dit.planning.trial import Trial
 
 DEFAULT_SPEEDUP = 1.6
 FILE = "plan.json"  # in a run folder
@@ -73,7 +73,7 @@ def load(path: Path) -> "Calibration":
     Raises:
         ValueError: there is none.
     """
-    from delta_dit.calibration import Calibration
+    from delta_dit.planning.calibration import Calibration
 
     return Calibration.load(file_of(path))
 
@@ -165,7 +165,7 @@ def sampler_of(found: "Calibration", config: PlanConfig) -> "Sampler":
 def trial_of(sampler: "Sampler", seed: int, config: PlanConfig, accelerator: "Accelerator", notes: "Notes") -> "Trial":
     """Return what tries plans on a model: the conditions of its calibration, and noise of this seed."""
     from delta_dit.commands.calibrate import drawing
-    from delta_dit.trial import Trial
+    from delta_dit.planning.trial import Trial
     from frugal_shared.evaluation import chunks
 
     sampler.pipe.to(accelerator.device)

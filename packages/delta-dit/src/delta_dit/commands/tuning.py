@@ -13,10 +13,10 @@ from delta_dit.commands.foreign import TUNING_SEED, Dial, Option, Peer, Setting
 from delta_dit.commands.methods import Method, counted, macs
 from delta_dit.commands.models import Sampler
 from delta_dit.config import DeltaCacheConfig
-from delta_dit.draws import Draws
-from delta_dit.fidelity import psnr
 from delta_dit.moved_steps import Spacing
-from delta_dit.trial import Trial
+from delta_dit.planning.draws import Draws
+from delta_dit.planning.fidelity import psnr
+from delta_dit.planning.trial import Trial
 
 NEAR = 0.96  # of the wanted cost or its inverse: how far from it a setting may be, because it cannot always be hit
 SAMPLES = 24

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from delta_dit.delta_plan import Reuse, Reuses, longest_run
-from delta_dit.error_model import ErrorModel
+from delta_dit.planning.error_model import ErrorModel
 
 
 def refine(

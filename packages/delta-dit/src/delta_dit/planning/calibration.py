@@ -8,7 +8,7 @@ Three measurements, on a few samples of the uncached model:
   range, reused from *every* step, by *every* forecast, at *every* step.
 * **How much the final image minds.** A wrong Δ at one step costs the image 25 dB more than the same at another. A few
   ranges are reused once, at some of the steps, and the error of the final image is measured. Such a run begins where it
-  differs (:mod:`delta_dit.replay`).
+  differs (:mod:`delta_dit.planning.replay`).
 * **What the number of steps costs.** Runs of half and of twice the steps tell how the distance to the exact solution
   falls with it; so a plan of more steps that reuses more can be compared with one of fewer.
 """
@@ -29,19 +29,19 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from delta_dit.attach import led_transformers, uncached
-from delta_dit.convergence import Convergence
 from delta_dit.delta_plan import DeltaPlan, Reuse
-from delta_dit.draws import Draws, drawn_from, finite
-from delta_dit.error_model import ErrorModel
-from delta_dit.fidelity import psnr
-from delta_dit.goal import REFERENCE, Goal
 from delta_dit.identity import KEY, identity
-from delta_dit.macs import counting
 from delta_dit.moved_steps import Spacing
-from delta_dit.objective import Objective, Target
-from delta_dit.recorder import recording
-from delta_dit.replay import Outputs
-from delta_dit.trial import Trial
+from delta_dit.planning.convergence import Convergence
+from delta_dit.planning.draws import Draws, drawn_from, finite
+from delta_dit.planning.error_model import ErrorModel
+from delta_dit.planning.fidelity import psnr
+from delta_dit.planning.goal import REFERENCE, Goal
+from delta_dit.planning.macs import counting
+from delta_dit.planning.objective import Objective, Target
+from delta_dit.planning.recorder import recording
+from delta_dit.planning.replay import Outputs
+from delta_dit.planning.trial import Trial
 from delta_dit.writing import write_bytes
 
 SCHEMA = 3
@@ -124,7 +124,7 @@ class Calibration:
             max_error: by how much the images may differ: root mean square ÷ that of the images.
             target: what the images shall be: ``"uncached"``, those of the same run without a cache, so the plan has T
                 steps; or ``"exact"``, those of very many steps, and the plan has as many as come nearest to it.
-                Default: exact for a budget, where there is one (:class:`~delta_dit.convergence.Convergence`).
+                Default: exact for a budget, where there is one (:class:`~delta_dit.planning.convergence.Convergence`).
             objective: what counts, over the samples: the ``"mean"`` PSNR, that of the ``"worst"``, or the ``"median"``.
             trial: tries plans on the model itself, which takes minutes and finds better ones; default: predictions.
             evaluations: how many plans the trial may try.

@@ -11,7 +11,7 @@ from torch import Tensor
 from delta_dit.attach import delta_cache, led_transformers, uncached
 from delta_dit.delta_plan import DeltaPlan, Reuse
 from delta_dit.moved_steps import Spacing, moved
-from delta_dit.replay import Outputs, replaying
+from delta_dit.planning.replay import Outputs, replaying
 
 LATENT_RANGE = 4.0
 """What latents are divided by: they vary by about 1, pixels in [0, 1] by a quarter, so decibels of both compare."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from delta_dit.delta_plan import Reuse, Reuses
-from delta_dit.error_model import ErrorModel
+from delta_dit.planning.error_model import ErrorModel
 
 
 class Frontier:

@@ -6,11 +6,11 @@ from typing import Any
 
 from delta_dit.delta_plan import DeltaPlan, Reuses
 from delta_dit.moved_steps import improve_steps
-from delta_dit.objective import Objective, Target, check_goal, summary
-from delta_dit.planner import Planner
-from delta_dit.refinement import refine
+from delta_dit.planning.objective import Objective, Target, check_goal, summary
+from delta_dit.planning.planner import Planner
+from delta_dit.planning.refinement import refine
+from delta_dit.planning.trial import Trial, Values
 from delta_dit.schedules import check_speedup
-from delta_dit.trial import Trial, Values
 
 REFERENCE = 10
 """Times the calibration's steps count as the exact solution."""
@@ -26,7 +26,7 @@ class Goal:
     """What a plan of a calibrated model is for.
 
     Args:
-        found: the :class:`~delta_dit.calibration.Calibration`.
+        found: the :class:`~delta_dit.planning.calibration.Calibration`.
         target: which images a plan's should be.
         objective: what counts over the samples.
         trial: tries plans; default: predictions.

@@ -9,11 +9,11 @@ from torch import Tensor
 from delta_dit.adapters import blocks_of
 from delta_dit.attach import led_transformers
 from delta_dit.delta_plan import DeltaPlan, Reuses
-from delta_dit.draws import Draws, drawn_from
-from delta_dit.fidelity import psnr
 from delta_dit.identity import check_identity
 from delta_dit.moved_steps import Spacing
-from delta_dit.replay import Outputs
+from delta_dit.planning.draws import Draws, drawn_from
+from delta_dit.planning.fidelity import psnr
+from delta_dit.planning.replay import Outputs
 
 KEPT = 4
 """Of so many plans it is remembered what the transformer gave: a plan like one of them begins where it differs."""
@@ -67,7 +67,7 @@ class Trial:
         self._asked: dict[int, int] = {}
 
     def follow(self, found: Any) -> None:
-        """Try plans of this :class:`~delta_dit.calibration.Calibration` from now on.
+        """Try plans of this :class:`~delta_dit.planning.calibration.Calibration` from now on.
 
         Raises:
             ValueError: it was measured on another model.

@@ -1,8 +1,8 @@
 """The best plan for so many steps: exact on what was calibrated, then tried and improved on the model itself.
 
-What the :class:`~delta_dit.error_model.ErrorModel`'s sum over steps leaves out is that errors of neighbouring steps go
-in one direction and that they change the trajectory itself. So where plans can be tried, the best ones of several
-sums, and small changes of the winner, are tried on real samples.
+What the :class:`~delta_dit.planning.error_model.ErrorModel`'s sum over steps leaves out is that errors of neighbouring
+steps go in one direction and that they change the trajectory itself. So where plans can be tried, the best ones of
+several sums, and small changes of the winner, are tried on real samples.
 """
 
 import itertools
@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator
 
 from delta_dit.delta_plan import Reuses
-from delta_dit.error_model import ErrorModel
-from delta_dit.frontier import Frontier
+from delta_dit.planning.error_model import ErrorModel
+from delta_dit.planning.frontier import Frontier
 from delta_dit.schedules import generic
 
 Quality = Callable[[Reuses], float]

@@ -42,7 +42,11 @@ class Command:
 
 
 CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|none~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
-TINY_DIT = {"delta_dit.commands.demo.load_sampler": "tiny:drawn_sampler"}
+TINY_DIT = {
+    "delta_dit.commands.demo.load_sampler": "tiny:drawn_sampler",
+    "delta_dit.commands.exact_pictures.shipped_plan": "tiny:drawn_plan",
+    "delta_dit.commands.exact_pictures.EXACT_STEPS": 8,
+}
 JUDGE = {"delta_dit.embedded.judge.SAVE_EVERY": 2, "delta_dit.embedded.judge.JUDGED": 20}
 TOWERS = {
     "clipsam.embedded.dinov2.build_clip": "tiny:built_clip",
@@ -139,6 +143,14 @@ def make_inputs(root: str) -> None:
     )
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit").state_dict(), folder / "vit.safetensors")
+
+
+def drawn_plan(*_, **__):
+    """Return a plan for that model."""
+    from delta_dit import DeltaPlan
+    from delta_dit.delta_plan import Reuse
+
+    return DeltaPlan.of(2, [None, None, Reuse(0, 2), None])
 
 
 def drawn_sampler(name: str, **options):

@@ -40,3 +40,17 @@ def test_the_umask_decides_who_may_read(tmp_path, mask):
     finally:
         os.umask(before)
     assert (tmp_path / "config.json").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes")
+def test_a_pipe_stays_one(tmp_path):
+    """As /dev/null has to, where root may replace it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        write_whole(pipe, b"{}")
+        assert os.read(reader, 3) == b"{}"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()

@@ -3,41 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from delta_dit.adapters import blocks_of
 from delta_dit.commands.feature_cache import features_of
 from delta_dit.commands.foreign import Dial
 from delta_dit.commands.frechet import frechet_distance
 from delta_dit.commands.methods import Method, counted, last_sample, macs
-from delta_dit.commands.models import Sampler, open_gates
 from delta_dit.commands.peers import PEERS
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.delta_plan import DeltaPlan, Reuse
-from delta_dit.embedded.pixel import PixelDiTPipeline
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def sampler():
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=3,
-        out_channels=3,
-        num_layers=4,
-        sample_size=16,
-        patch_size=4,
-        num_embeds_ada_norm=5,
-        norm_type="ada_norm_zero",
-    ).eval()
-    open_gates(model)
-    scheduler = DPMSolverMultistepScheduler(prediction_type="sample", lambda_min_clipped=-5.1)
-    pipe = PixelDiTPipeline(model, scheduler)
-    pipe.set_progress_bar_config(disable=True)
-    return Sampler("tiny", pipe, list(range(5)), "class_labels", guidance=1.5)
 
 
 def drawn(sampler, method, seed=0):

@@ -1,40 +1,16 @@
 """How foreign caches get their settings: within an allowance, near the wanted cost, on whichever steps are better."""
 
 import pytest
-import torch
-from diffusers import DiTTransformer2DModel, DPMSolverMultistepScheduler
 
 from delta_dit.commands.annealed_mask import anneal
 from delta_dit.commands.foreign import Dial, Setting
 from delta_dit.commands.methods import Method, macs
-from delta_dit.commands.models import Sampler, open_gates
 from delta_dit.commands.module_caches import LONGEST, measured, skips_of
 from delta_dit.commands.peers import PEERS
 from delta_dit.commands.tuning import Ground, Outcome, Tuning, best, bisect
-from delta_dit.embedded.pixel import PixelDiTPipeline
 from delta_dit.moved_steps import Spacing
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def sampler():
-    torch.manual_seed(0)
-    model = DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=3,
-        out_channels=3,
-        num_layers=4,
-        sample_size=16,
-        patch_size=4,
-        num_embeds_ada_norm=5,
-        norm_type="ada_norm_zero",
-    ).eval()
-    open_gates(model)
-    pipe = PixelDiTPipeline(model, DPMSolverMultistepScheduler(prediction_type="sample", lambda_min_clipped=-5.1))
-    pipe.set_progress_bar_config(disable=True)
-    return Sampler("tiny", pipe, list(range(5)), "class_labels", guidance=1.5)
 
 
 def outcome(cost, psnr):

@@ -20,7 +20,7 @@ from delta_dit.commands.comparisons import CALIBRATED, FIDELITY, Row, name_of, w
 from delta_dit.commands.feature_cache import features_of
 from delta_dit.commands.foreign import on_copy
 from delta_dit.commands.frechet import Frechet
-from delta_dit.commands.methods import EXACT, UNCACHED, Method, counted, draw_with_latents, macs, quality, ssim
+from delta_dit.commands.methods import EXACT, UNCACHED, Method, counted, draw_with_latents, quality, ssim
 from delta_dit.commands.models import EMBEDDED, Sampler, conditions, load_sampler, only_images
 from delta_dit.commands.options import ABLATION, ANNEALED, METHODS, MOVED, BenchConfig
 from delta_dit.commands.peers import PEERS
@@ -116,11 +116,11 @@ class Contest:
         self.seeds = range(config.seed, config.seed + config.seeds)
         self.uncached = Method(UNCACHED, self.steps)
         self.reference = None if config.target == "uncached" else (config.reference_steps or REFERENCE * self.steps)
-        self.full_macs = macs(self.uncached, self.sampler)
+        # it draws: so labels that the model has not are told before real pictures of them are looked for
+        self.tuning = Tuning(self.sampler, self.steps, self.reference, config.tuning, config.batch_size)
         labels = self.sampler.labels(range(self.samples)).repeat(config.seeds) if self.judge else None
         self.frechet = None if labels is None else Frechet(labels)
         self.scores = None if config.weights is None else Scores(config.weights, config.real)
-        self.tuning = Tuning(self.sampler, self.steps, self.reference, config.tuning, config.batch_size)
 
     def entries(self) -> list[Entry]:
         """Return what the rows will be: the references, then cost by cost."""
@@ -275,7 +275,7 @@ class Contest:
         if method.attach is None and method.cache is None:
             return float(method.steps)
         batch = range(min(self.samples, self.config.batch_size))
-        return self.steps * counted(method, self.sampler, seed, batch)[0] / self.full_macs
+        return counted(method, self.sampler, seed, batch)[0] / self.tuning.step_macs
 
     def measure(self, method: Method, images: Tensor, latents: Tensor, uncached: Tensor, ended: Tensor) -> Row:
         """Return one seed's figures, as means over the samples; None where the reference would meet itself."""

@@ -1,7 +1,7 @@
 """How the methods that have settings get theirs: all in the same way, on the same samples, with the same allowance."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from delta_dit.commands.annealed_mask import anneal, reusing
 from delta_dit.commands.foreign import TUNING_SEED, Dial, Option, Peer, Setting
-from delta_dit.commands.methods import Method, counted, macs
+from delta_dit.commands.methods import UNCACHED, Method, counted, macs
 from delta_dit.commands.models import Sampler
 from delta_dit.config import DeltaCacheConfig
 from delta_dit.moved_steps import Spacing
@@ -64,7 +64,8 @@ class Tuning:
     def __init__(self, sampler: Sampler, steps: int, exact: int | None, allowance: int, batch: int) -> None:
         self.sampler, self.steps, self.exact, self.allowance = sampler, steps, exact, allowance
         self.indices = range(min(SAMPLES, batch, max(1, allowance // RUNS)))
-        self.step_macs = macs(Method("uncached", steps), sampler) / steps
+        self.step_macs = macs(Method(UNCACHED, steps), sampler) / steps
+        """Of a full step of one sample: the unit of every cost."""
 
     @cached_property
     def reference(self) -> Tensor:
@@ -75,8 +76,8 @@ class Tuning:
         """Return the best setting of a foreign cache, on one of some grounds, and how much was drawn for it."""
         outcomes: list[Outcome] = []
         spent = len(self.indices) * (self.exact or self.steps) / self.steps
-        for number, ground in enumerate(grounds, 1):
-            limit = spent + (self.allowance - spent) / (len(grounds) - number + 1)
+        for number, ground in enumerate(grounds):
+            limit = self._limit(spent, len(grounds) - number)
             plain = ground.method(name)
             counter = FlopCounterMode(display=False)
             with plain.on(self.sampler), counter:
@@ -118,31 +119,37 @@ class Tuning:
             return self.sampler.draw(TUNING_SEED, indices, steps=steps)
 
         trial = Trial.of(Draws(self.sampler.pipe, draw, [self.indices]))
-        outcomes = []
-        for number, ground in enumerate(grounds, 1):
-            trial.space(ground.spacing)
-            begun = trial.draws.evaluations / self.steps
-            limit = begun + (self.allowance - begun) / (len(grounds) - number + 1)
-            plain, blocks = ground.method(name), trial.blocks
-            once = trial.draws.plan(blocks, reusing([False, True, *[False] * (ground.steps - 2)], blocks))
-            method = Method(name, ground.steps, DeltaCacheConfig(plan=once))
-            saved = ground.steps - macs(method, self.sampler) / self.step_macs  # of one reuse step
-            reused = max(0, math.ceil((ground.steps - cost) / saved - 1e-6))
-            if reused > ground.steps - 1:
-                continue
-
-            def quality(mask: tuple[bool, ...], blocks: int = blocks) -> float:
-                return trial(reusing(mask, blocks), exact=self.exact).mean().item()
-
-            def share(begun: float = begun, limit: float = limit) -> float:
-                return (trial.draws.evaluations / self.steps - begun) / max(limit - begun, 1e-9)
-
-            mask, db = anneal(ground.steps, reused, quality, share)
-            plan = trial.draws.plan(blocks, reusing(mask, blocks))
-            setting = "".join("." if each else "F" for each in mask)
-            cached = replace(plain, cache=DeltaCacheConfig(plan=plan), moved=None)
-            outcomes.append(Outcome(cached, setting, ground.steps - reused * saved, db))
+        outcomes: list[Outcome] = []
+        for number, ground in enumerate(grounds):
+            limit = self._limit(trial.draws.evaluations / self.steps, len(grounds) - number)
+            outcomes += self._annealed(name, ground, trial, cost, limit)
         return best(outcomes, cost, self.steps), trial.draws.evaluations / self.steps
+
+    def _annealed(self, name: str, ground: Ground, trial: Trial, cost: float, limit: float) -> list[Outcome]:
+        """Return the best mask on a ground, found until the limit is reached; none if no mask is as cheap."""
+        trial.space(ground.spacing)
+        begun, blocks = trial.draws.evaluations / self.steps, trial.blocks
+
+        def method(mask: Sequence[bool]) -> Method:
+            return Method(name, ground.steps, DeltaCacheConfig(plan=trial.draws.plan(blocks, reusing(mask, blocks))))
+
+        once = method([False, True, *[False] * (ground.steps - 2)])
+        saved = ground.steps - macs(once, self.sampler) / self.step_macs  # of one reuse step
+        reused = max(0, math.ceil((ground.steps - cost) / saved - 1e-6))
+        if reused > ground.steps - 1:
+            return []
+        mask, db = anneal(
+            ground.steps,
+            reused,
+            lambda mask: trial(reusing(mask, blocks), exact=self.exact).mean().item(),
+            lambda: (trial.draws.evaluations / self.steps - begun) / max(limit - begun, 1e-9),
+        )
+        setting = "".join("." if each else "F" for each in mask)
+        return [Outcome(method(mask), setting, ground.steps - reused * saved, db)]
+
+    def _limit(self, spent: float, places: int) -> float:
+        """Return what may be spent in all when the first of some places, which share what is left, has had its part."""
+        return spent + (self.allowance - spent) / places
 
 
 def told_of(setting: Setting, method: Method, steps: int) -> str:

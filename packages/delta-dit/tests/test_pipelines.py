@@ -46,7 +46,7 @@ def test_calibrate_plan_enable_and_leave_no_trace(name):
     found = calibrate(pipe, [inputs], steps=STEPS)
     assert hooked(pipe) == [] and torch.equal(draw(pipe, inputs), plain)
     runs = len(found.levels)
-    assert found.sketches.shape[:3] == (1, runs, tiny_pipelines.BLOCKS) and np.isfinite(found.harm).any()
+    assert found.sketches.shape[:3] == (1, runs, 1 + tiny_pipelines.BLOCKS) and np.isfinite(found.harm).any()
     assert runs == (4 if name == "sd3_from_image" else STEPS)
 
     plan = found.plan(speedup=1.4, trial=Trial(pipe, [inputs], seed=7), evaluations=3)

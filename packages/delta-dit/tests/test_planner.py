@@ -10,7 +10,7 @@ import pytest
 from delta_dit.delta_plan import DeltaPlan, Reuse, Reuses
 from delta_dit.planning.calibration import Calibration
 from delta_dit.planning.convergence import Convergence
-from delta_dit.planning.error_model import NONE, ErrorModel
+from delta_dit.planning.error_model import DOUBT, NONE, ErrorModel
 from delta_dit.planning.frontier import Frontier
 from delta_dit.planning.planner import Planner
 from delta_dit.planning.refinement import changes, refine
@@ -21,10 +21,11 @@ STEPS, BLOCKS = 4, 3
 def calibration(steps: int = STEPS, blocks: int = BLOCKS, seed: int = 0) -> Calibration:
     """Return a made-up model whose Δs drift at random."""
     random = np.random.default_rng(seed)
-    drift = random.normal(size=(2, steps, blocks, 8)) * random.uniform(0.2, 2, size=(1, steps, blocks, 1))
-    probes = (Reuse(0, blocks), Reuse(0, blocks, 1), Reuse(0, blocks // 2), Reuse(blocks // 2, blocks))
-    harm = random.uniform(0.1, 10, size=(steps, 4))
-    harm[0], harm[1, 1] = np.nan, np.nan
+    drift = random.normal(size=(2, steps, 1 + blocks, 3, 8)) * random.uniform(0.2, 2, size=(1, steps, 1 + blocks, 1, 1))
+    drift[:, 0, 0] += 20  # the state is long
+    probes = (Reuse(0, blocks), Reuse(0, blocks // 2), Reuse(blocks // 2, blocks))
+    harm = random.uniform(0.1, 10, size=(steps, 3))
+    harm[0] = np.nan
     levels = tuple(np.linspace(1, 0.05, steps).tolist())
     about = {"model": "made up", "steps": steps, "guidance": 1.0, "seed": 0, "class_labels": [0]}
     return made_up(drift.cumsum(1).astype(np.float32), harm, probes, levels, about)
@@ -52,16 +53,28 @@ def saves(plan: Reuses) -> int:
 
 def by_hand(found: Calibration, model: ErrorModel, plan: Reuses) -> list[float]:
     """Return the error of each reuse step, straight from the definition."""
+    return [float(np.square(error).sum(2).mean()) for error in vectors(found, model, plan, lengthened=False)]
+
+
+def vectors(found: Calibration, model: ErrorModel, plan: Reuses, *, lengthened: bool) -> list[np.ndarray]:
+    """Return each reuse step's error across the state, ``(N, M, K)``, over its length, that with the error or not."""
     errors, before, last = [], NONE, 0
     for step, reuse in enumerate(plan):
         if reuse is None:
             before, last = (last if step else NONE), step
             continue
-        delta = found.sketches[:, :, reuse.start : reuse.stop].sum(2).astype(np.float64)
+        sketches = found.sketches.astype(np.float64)
+        delta, state = (
+            sketches[:, :, 1 + reuse.start : 1 + reuse.stop].sum(2),
+            sketches[:, step, : 1 + reuse.stop].sum(1),
+        )
         used = delta[:, last]
         if reuse.order:
             used = used + (step - last) / (last - before) * (delta[:, last] - delta[:, before])
-        errors.append(model.weights(reuse)[step] * np.square(delta[:, step] - used).sum(1).mean())
+        error, length = used - delta[:, step], np.linalg.norm(state, axis=2, keepdims=True)
+        along = (error * state).sum(2, keepdims=True) / length
+        across = (error - along * state / length) / np.maximum(length + lengthened * along, 0.1 * length)
+        errors.append(across * math.sqrt(model.weights(reuse.range)[step]))
     return errors
 
 
@@ -93,20 +106,33 @@ def test_frontier_is_brute_force(power: float, longest_run: int | None) -> None:
         )
 
 
-def test_predict_is_the_definition() -> None:
+def test_predict_adds_errors_with_their_directions() -> None:
     found = calibration(seed=1)
     model = found.errors
     for plan in every_plan(STEPS, BLOCKS)[::97]:
-        assert model.predict(plan) == pytest.approx(sum(by_hand(found, model, plan)), rel=1e-5, abs=1e-9)
+        errors = vectors(found, model, plan, lengthened=True)
+        added = np.square(sum(errors, np.zeros((2, 3, 8)))).sum(2).mean(1)
+        alone = sum(np.square(error).sum(2).mean(1) for error in errors)
+        np.testing.assert_allclose(model.predict(plan), added + DOUBT * alone, rtol=1e-4, atol=1e-9)
+
+
+def test_the_length_of_a_state_is_not_seen() -> None:
+    grown = calibration(seed=3).sketches.copy()
+    grown[:, 2] = grown[:, 1]
+    grown[:, 2, BLOCKS] += 0.2 * grown[:, 2].sum(1)  # the last block adds some of the state itself
+    assert np.square(grown[:, 2] - grown[:, 1]).sum() > 100
+    model = replace(calibration(), sketches=grown).errors
+    model._planes[:] = 0  # weights of 1
+    assert model.error((0, BLOCKS), "held")[1, 2] == pytest.approx(0, abs=1e-6)
+    assert model.predict((None, None, Reuse(0, BLOCKS), None)).max() < 1e-6
 
 
 def test_weights_reproduce_what_was_measured() -> None:
     found = calibration(seed=2)
-    model = found.errors
     for column, probe in enumerate(found.probes):
-        for step in range(1 + probe.order, STEPS):
-            once = tuple(probe if i == step else None for i in range(STEPS))
-            assert model.predict(once) == pytest.approx(found.harm[step, column], rel=1e-4)
+        for step in range(1, STEPS):
+            error = found.errors.error(probe.range, "held")[step - 1, step]
+            assert error == pytest.approx(found.harm[step, column], rel=1e-4)
 
 
 def test_plans_of_the_frontier_can_be_carried_out() -> None:
@@ -145,18 +171,25 @@ def test_refine_never_loses_and_keeps_to_its_budget() -> None:
         )  # early reuse is best here, whatever the model says
 
     start = Frontier(model).plan(9)
-    best, value = refine(start, quality, model, evaluations=40)
+
+    def predicted(plan: Reuses) -> float:
+        return -model.predict(plan).mean()
+
+    best, value = refine(start, quality, predicted, model, evaluations=40)
     assert value == quality(best) >= quality(start)
     assert len(set(seen)) <= 41
-    assert refine(start, quality, model, evaluations=1000)[1] >= value
+    assert refine(start, quality, predicted, model, evaluations=1000)[1] >= value
 
 
 def test_fastest_is_where_the_error_crosses() -> None:
     model = calibration(steps=6, blocks=4).errors
-    frontier, planner = Frontier(model), Planner(model, fitted=False)
-    limit = frontier.error(10) * 1.0001
-    saved = planner.fastest(lambda saved: model.predict(planner.predicted(saved)) <= limit)
-    assert frontier.error(saved) <= limit and saved >= 10
+    planner = Planner(model)
+
+    def quality(saved: int) -> float:
+        return planner.quality(planner.candidates(saved)[0])
+
+    saved = planner.fastest(lambda saved: quality(saved) >= quality(10))
+    assert quality(saved) >= quality(10) and saved >= 10
     assert planner.fastest(lambda saved: False) == 0 and planner.fastest(lambda saved: True) == planner.most
 
 
@@ -173,10 +206,13 @@ def test_fitted_weights_are_least_squares(order: int, monkeypatch: pytest.Monkey
     found = calibration(steps=6, blocks=4)
     plan = (None, None, Reuse(1, 3, order, (1.0, 0.0)[: 1 + order]), None, Reuse(0, 4), None)
     fitted = found.errors.fit(plan)[2]
-    delta = found.sketches[:, :, 1:3].sum(2).astype(np.float64).swapaxes(0, 1).reshape(6, -1)
-    known = np.stack([delta[1], delta[0]][: 1 + order], 1)
+    delta, state = found.sketches[:, :, 2:4].sum(2), found.sketches[:, 2, :4].sum(1)
+    length = np.linalg.norm(state, axis=2, keepdims=True)
+    across = np.eye(8) - (state / length)[..., None] * (state / length)[..., None, :]
+    seen = np.einsum("nmkj,ntmj->tnmk", across / length[..., None], delta).reshape(6, -1)
+    known = np.stack([seen[1], seen[0]][: 1 + order], 1)
     assert fitted is not None and fitted.weights == pytest.approx(
-        np.linalg.lstsq(known, delta[2], rcond=None)[0], rel=1e-3
+        np.linalg.lstsq(known, seen[2], rcond=None)[0], rel=1e-3
     )
     assert found.errors.fit(plan)[4] == plan[4]  # what is held stays held
 
@@ -195,14 +231,14 @@ def test_fitted_forecasts_have_the_smallest_error_and_never_lack_a_delta() -> No
 def test_other_numbers_of_steps_are_the_same_curve() -> None:
     steps = 12
     at = np.linspace(0, 1, steps, endpoint=False)[None, :, None, None]
-    smooth = np.concatenate([at**2, at, 1 - at**3, np.ones_like(at)], 3).repeat(2, 2).astype(np.float32)
+    smooth = np.concatenate([at**2, at, 1 - at**3, np.ones_like(at)], 3).repeat(3, 2)[..., None, :].astype(np.float32)
     probes = (Reuse(0, 2),)
     harm = np.full((steps, 1), np.nan)
     harm[[1, 6, 11]] = 0.1
     model = ErrorModel(smooth, probes, harm)
     same, finer = model.resampled(steps), model.resampled(2 * steps)
     np.testing.assert_allclose(same.gram((0, 2)), model.gram((0, 2)), rtol=1e-4)
-    np.testing.assert_allclose(finer.gram((0, 2))[::2, ::2], model.gram((0, 2)), rtol=1e-3)
+    np.testing.assert_allclose(finer.gram((0, 2))[::2, ::2, ::2], model.gram((0, 2)), rtol=1e-3)
     assert finer.error((0, 2), "held")[10, 12] == pytest.approx(model.error((0, 2), "held")[5, 6] / 4, rel=0.05)
 
 

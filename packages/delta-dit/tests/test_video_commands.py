@@ -67,7 +67,7 @@ def test_calibrate_and_plan_compare_latents(tmp_path):
     given = ["calibrate", "--model", "wan", "--steps", "3", "--samples", "2", *SIZE, "--output-dir", str(run)]
     assert main(given) == 0
     found = Calibration.load(run / "calibration.safetensors")
-    assert found.sketches.shape[:3] == (2, 3, tiny_pipelines.BLOCKS)
+    assert found.sketches.shape[:3] == (2, 3, 1 + tiny_pipelines.BLOCKS)
     assert found.about["size"] == {"height": 32, "width": 32, "num_frames": 5}
     given = ["plan", "--calibration", str(run), "--speedup", "1.3", "--samples", "2", "--evaluations", "2", "--cpu"]
     assert main([*given, "--json", str(plan)]) == 0

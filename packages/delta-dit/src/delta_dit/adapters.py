@@ -45,16 +45,23 @@ class Stack:
             long skip connection, an adapter between two blocks) or starts another stream there. The Δ of a range is
             then kept in two parts, before and after, so that what it looks at is right. What it merely adds or
             replaces, whatever the stream, needs no cut: ControlNet's residuals, a fresh text per block.
+        drawn: the stream that the output is made of; default: ``hidden_states``, or else the first.
     """
 
     name: str
     returns: str | tuple[str, ...] = H
     cut_after: Callable[[Any, int], bool] = _never
+    drawn: str = H
 
     @property
     def streams(self) -> tuple[str, ...]:
         """Names of the arguments that flow from block to block."""
         return (self.returns,) if isinstance(self.returns, str) else self.returns
+
+    @property
+    def place(self) -> int:
+        """Which of the streams the output is made of."""
+        return self.streams.index(self.drawn) if self.drawn in self.streams else 0
 
 
 @dataclass(frozen=True, init=False)
@@ -190,7 +197,9 @@ ADAPTERS: dict[str, Adapter] = {
         ("JoyImageEditPlusTransformer3DModel", "JoyImageEditTransformer3DModel"),
         Adapter(Stack("double_blocks", (H, E))),
     ),
-    "Cosmos3OmniTransformer": Adapter(Stack("layers", ("und_seq", "gen_seq")), timestep="vision_timesteps"),
+    "Cosmos3OmniTransformer": Adapter(
+        Stack("layers", ("und_seq", "gen_seq"), drawn="gen_seq"), timestep="vision_timesteps"
+    ),
     "Kandinsky6Transformer3DModel": Adapter(Stack("visual_transformer_blocks", ("vis", "aud"))),
     "LTX2VideoTransformer3DModel": Adapter(Stack("transformer_blocks", (H, "audio_hidden_states"))),
     **dict.fromkeys(

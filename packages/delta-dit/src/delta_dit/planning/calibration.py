@@ -3,9 +3,10 @@
 Three measurements, on a few samples of the uncached model:
 
 * **How wrong a reused Δ is.** Block l changes its input by d_{l,t} at step t. Reusing the range R from step s at step t
-  puts Σ_{l∈R} (d_{l,s} − d_{l,t}) in the wrong. One uncached run keeps a random projection of every d_{l,t}; sums and
-  squared norms of projections are, on average, those of what was projected, so this one run knows the error of *every*
-  range, reused from *every* step, by *every* forecast, at *every* step.
+  puts Σ_{l∈R} (d_{l,s} − d_{l,t}) in the wrong. One uncached run keeps random projections of some tokens' states and of
+  every d_{l,t}; sums and inner products of projections are, on average, those of what was projected, so this one run
+  knows the error of *every* range, reused from *every* step, by *every* forecast, at *every* step, as the norm that
+  comes next sees it (:mod:`delta_dit.planning.error_model`).
 * **How much the final image minds.** A wrong Δ at one step costs the image 25 dB more than the same at another. A few
   ranges are reused once, at some of the steps, and the error of the final image is measured. Such a run begins where it
   differs (:mod:`delta_dit.planning.replay`).
@@ -44,7 +45,7 @@ from delta_dit.planning.replay import Outputs
 from delta_dit.planning.trial import Trial
 from delta_dit.writing import write_bytes
 
-SCHEMA = 3
+SCHEMA = 4
 ENTRY = "calibration"  # one entry, because safetensors writes several in an order that changes from run to run
 PROBE_SHARE = 4
 """One in so many samples is drawn for the probes: a PSNR needs fewer than a Δ's direction, and many more runs."""
@@ -62,8 +63,8 @@ class Calibration:
     """What was measured of one model, scheduler, number of steps and guidance.
 
     Args:
-        sketches: ``(N, T, L, K)``, the projection of d_{l,t} for each sample (all its branches of guidance side by
-            side in K).
+        sketches: ``(N, T, 1 + L, M, K)``, for each sample the projections of M tokens (of all its branches of
+            guidance): of the state before the first block, and of each d_{l,t}.
         harm: ``(T, C)``, mean squared error of the final image, in [0, 1]², where step t alone is probe c, from the
             step before; geometric mean over samples, as of a mean PSNR. NaN where it was not tried.
         probes: the C ways to reuse that were tried.
@@ -96,7 +97,7 @@ class Calibration:
     @property
     def blocks(self) -> int:
         """L."""
-        return self.sketches.shape[2]
+        return self.sketches.shape[2] - 1
 
     @cached_property
     def errors(self) -> ErrorModel:
@@ -250,7 +251,7 @@ def measure(
     images, sketches = run["images"], run["sketches"].numpy()
     levels, starts = tuple(run["levels"]), tuple(run["starts"])
     draws.evaluations += steps * len(images)
-    calls, blocks = sketches.shape[1:3]
+    calls, blocks = sketches.shape[1], sketches.shape[2] - 1
     if draws.spacing is not None and (starts or calls != steps):
         raise ValueError("move_steps=True needs one transformer and one call in each step; allowed: move_steps=False")
 

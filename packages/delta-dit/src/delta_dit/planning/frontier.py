@@ -27,16 +27,12 @@ class Frontier:
         model: the errors.
         power: errors are raised to this power before they are summed; ``math.inf`` minimises the largest one.
         longest_run: how many steps in a row may reuse; default: any number.
-        fitted: give forecasts fitted weights: no others have a smaller error on what these were fitted to.
     """
 
-    def __init__(
-        self, model: ErrorModel, power: float = 1.0, longest_run: int | None = None, *, fitted: bool = False
-    ) -> None:
+    def __init__(self, model: ErrorModel, power: float = 1.0, longest_run: int | None = None) -> None:
         self.steps, self.blocks = model.steps, model.blocks
         self.largest = (self.steps - 1) * self.blocks
         self._combine: Callable[..., np.ndarray] = np.maximum if power == math.inf else np.add
-        self._model, self._weights = model, ((1.0,) if fitted else None)
         self._errors, self._reuses = self._cheapest(model, 1.0 if power == math.inf else power)
         s, t = np.ogrid[: self.steps, : self.steps]
         self._errors[:, :, t - s > (longest_run or self.steps)] = np.inf
@@ -64,12 +60,12 @@ class Frontier:
                 width = int(self._width[step][p, s, saved])
                 reuses[step] = self._reuses[self._chosen[width - 1, p, s, step]]
                 saved -= width
-        return self._model.fit(reuses)
+        return tuple(reuses)
 
     def _cheapest(self, model: ErrorModel, power: float) -> tuple[np.ndarray, list[Reuse]]:
         """Return the least error per width, ``(L, 1 + T, T, T)`` over [w − 1, 1 + p, s, t], and what attains it."""
         reuses = [
-            Reuse(start, start + width, order, self._weights)
+            Reuse(start, start + width, order)
             for width in range(1, self.blocks + 1)
             for start in range(self.blocks - width + 1)
             for order in (0, 1)

@@ -1,7 +1,7 @@
 """What is asked for, and the search for the plan that gives it: at a cost or good enough, near to which images."""
 
 import math
-from itertools import islice
+from itertools import zip_longest
 from typing import Any
 
 from delta_dit.delta_plan import DeltaPlan, Reuses
@@ -46,6 +46,7 @@ class Goal:
         self.found, self.target, self.trial = found, target, trial
         self.objective: Objective = objective
         self.evaluations = evaluations
+        self._planners: dict[int, Planner] = {}
         self.exact = None
         if trial is not None:
             trial.follow(found)
@@ -80,38 +81,33 @@ class Goal:
         planner = self._planner(self.found.steps)
 
         def reaches(saved: int) -> bool:
-            if self.trial is None:
-                return planner.model.predict(planner.predicted(saved)) <= 10 ** (-psnr_db / 10)
-            few = [planner.predicted(saved), *islice(planner.candidates(saved), self.evaluations // 10)]
-            return max(map(self.quality, few)) >= psnr_db
+            few = planner.candidates(saved)[: 1 + self.evaluations // 10]
+            return max(map(planner.quality if self.trial is None else self.quality, few)) >= psnr_db
 
-        return self._of_steps(self.found.steps, planner.fastest(reaches), planner)
+        return self._of_steps(self.found.steps, planner.fastest(reaches))
 
     def quality(self, reuses: Reuses, values: Values | None = None) -> float:
         """Return the objective of a plan in dB, as tried."""
         assert self.trial is not None
         return summary(self.trial(reuses, values, exact=self.exact), self.objective)
 
-    def _of_steps(self, steps: int, saved: int, planner: Planner | None = None) -> DeltaPlan:
+    def _of_steps(self, steps: int, saved: int) -> DeltaPlan:
         """Return the best plan of so many steps that saves so many block evaluations."""
-        planner = planner or self._planner(steps)
         if self.trial is None or saved == 0:
-            return self._plan(planner.predicted(saved))
-        return self._tried({steps: planner}, {steps: saved})
+            return self._plan(self._planner(steps).candidates(saved)[0])
+        return self._tried({steps: saved})
 
     def _of_any_steps(self, budget: float) -> DeltaPlan:
         """Return the best plan of that cost, of any number of steps."""
         # the number of calls follows the number of steps only where each step is one call
         choices = step_counts(budget) if self.found.about["steps"] == self.found.steps else [self.found.steps]
         counts = {steps: self._saved(steps, budget) for steps in choices}
-        planners = {steps: self._planner(steps) for steps in counts}
-        possible = {steps: saved for steps, saved in counts.items() if saved <= planners[steps].most}
+        possible = {steps: saved for steps, saved in counts.items() if saved <= self._planner(steps).most}
         if self.trial is None:
-            plans = [planners[steps].predicted(saved) for steps, saved in possible.items()]
-            return self._plan(min(plans, key=self._predicted))
-        return self._tried(planners, possible)
+            return self._plan(max((self._candidates(possible, steps)[0] for steps in possible), key=self._predicted))
+        return self._tried(possible)
 
-    def _tried(self, planners: dict[int, Planner], saved: dict[int, int]) -> DeltaPlan:
+    def _tried(self, saved: dict[int, int]) -> DeltaPlan:
         """Return the best plan that is found by trying: some of each number of steps, more of the best, its changes."""
         assert self.trial is not None
         known, begun = self.trial.known, len(self.trial.known)
@@ -119,16 +115,20 @@ class Goal:
         def left() -> int:
             return max(0, self.evaluations - (len(known) - begun))
 
-        more = {steps: planners[steps].candidates(saved[steps]) for steps in saved}
-        first = [plan for steps in saved for plan in islice(more[steps], 1)]
+        best = sorted((self._candidates(saved, steps)[0] for steps in saved), key=self._predicted, reverse=True)
+        first = best[: max(1, self.evaluations // 4)]
         leaders = sorted(first, key=self.quality, reverse=True)[:STARTS]
-        rest = (plan for rank in zip(*(more[len(plan)] for plan in leaders), strict=False) for plan in rank)
-        predicted = [planners[len(plan)].predicted(saved[len(plan)]) for plan in leaders]
-        best = max([*leaders, *predicted, *islice(rest, left() // 3)], key=self.quality)
+        others = zip_longest(*(self._candidates(saved, len(plan))[1:] for plan in leaders))
+        rest = [plan for rank in others for plan in rank if plan is not None]
+        winner = max([*leaders, *rest[: left() // 3]], key=self.quality)
         moving = self.found.spacing is not None
-        best, _ = refine(best, self.quality, planners[len(best)].model, left() // 2 if moving else left())
-        values = self._moved(best, left()) if moving else None
-        return self._plan(best, values)
+        planner = self._planner(len(winner))
+        tries = left() // 2 if moving else left()
+        winner, _ = refine(winner, self.quality, planner.quality, planner.model, tries)
+        return self._plan(winner, self._moved(winner, left()) if moving else None)
+
+    def _candidates(self, saved: dict[int, int], steps: int) -> list[Reuses]:
+        return self._planner(steps).candidates(saved[steps])
 
     def _moved(self, best: Reuses, evaluations: int) -> Values | None:
         """Return better steps for a plan; None if the spacing's are the best."""
@@ -141,18 +141,15 @@ class Goal:
         return max(0, math.ceil((steps - budget) * self.found.blocks / self.found.block_share - 1e-9))
 
     def _planner(self, steps: int) -> Planner:
-        model = self.found.errors
-        return Planner(model if steps == self.found.steps else model.resampled(steps), fitted=self._fitted)
-
-    @property
-    def _fitted(self) -> bool:
-        # of a plan near the uncached images, fitted forecasts help the worst and cost the mean; long runs need them
-        return self.objective == "worst" or self.target == "exact"
+        if steps not in self._planners:
+            model = self.found.errors if steps == self.found.steps else self.found.errors.resampled(steps)
+            limit = self.found.convergence.error(steps) if self.target == "exact" else 0.0
+            self._planners[steps] = Planner(model, self.objective, limit)
+        return self._planners[steps]
 
     def _predicted(self, reuses: Reuses) -> float:
-        model = self.found.errors if len(reuses) == self.found.steps else self.found.errors.resampled(len(reuses))
-        limit = self.found.convergence.error(len(reuses)) if self.target == "exact" else 0.0
-        return limit + model.predict(reuses)
+        """Return the objective of a plan in dB, as predicted."""
+        return self._planner(len(reuses)).quality(reuses)
 
     def _plan(self, reuses: Reuses, values: Values | None = None) -> DeltaPlan:
         steps, spacing = len(reuses), self.found.spacing
@@ -162,11 +159,10 @@ class Goal:
 
     def _told(self, reuses: Reuses, values: Values | None) -> dict[str, Any]:
         """Return how good a plan is, and how that is known: for its provenance."""
-        error = self._predicted(reuses)
         told: dict[str, Any] = self.found.about | {"target": self.target, "objective": self.objective}
         if self.found.spacing is not None:
             told["even_in_lambda"] = self.found.spacing.share
-        told["predicted_psnr_db"] = -10 * math.log10(error) if error > 0 else None
+        told["predicted_psnr_db"] = self._predicted(reuses)
         if self.trial is not None:
             told["psnr_db"] = self.quality(reuses, values)
             told |= {"psnr_samples": self.trial.samples, "plans_tried": len(self.trial.known)}

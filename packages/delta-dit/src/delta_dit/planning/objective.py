@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Literal, get_args
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -18,7 +20,6 @@ def check_goal(target: str, objective: str) -> None:
         raise ValueError(f"objective={objective!r} is unknown; allowed: {', '.join(get_args(Objective))}")
 
 
-def summary(psnr: "Tensor", objective: Objective) -> float:
+def summary(psnr: "Tensor | np.ndarray", objective: Objective) -> float:
     """Return the objective of one PSNR per sample, ``(N,)``."""
-    chosen = {"mean": psnr.mean, "worst": psnr.min, "median": psnr.median}[objective]
-    return float(chosen())
+    return float({"mean": np.mean, "worst": np.min, "median": np.median}[objective](np.asarray(psnr)))

@@ -1,64 +1,65 @@
-"""The best plan for so many steps: exact on what was calibrated, then tried and improved on the model itself.
+"""The best plan for so many steps: searched among all that a calibration can judge.
 
-What the :class:`~delta_dit.planning.error_model.ErrorModel`'s sum over steps leaves out is that errors of neighbouring
-steps go in one direction and that they change the trajectory itself. So where plans can be tried, the best ones of
-several sums, and small changes of the winner, are tried on real samples.
+What is exact, the :class:`~delta_dit.planning.frontier.Frontier`, knows errors that add without a direction. So its
+plans, by several measures of best, are where the search begins that adds them as they are.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+import numpy as np
 
 from delta_dit.delta_plan import Reuses
 from delta_dit.planning.error_model import ErrorModel
+from delta_dit.planning.fidelity import IDENTICAL_DB
 from delta_dit.planning.frontier import Frontier
+from delta_dit.planning.objective import Objective, summary
+from delta_dit.planning.refinement import climb
 from delta_dit.schedules import generic
-
-Quality = Callable[[Reuses], float]
-"""How good a plan is, in dB."""
 
 
 class Planner:
-    """Finds plans of one number of steps, by several measures of best.
+    """Finds plans of one number of steps.
 
-    Errors add like random directions (power 1), like one direction (power ½), or the worst one decides (``math.inf``).
-    What is reused in long runs was measured on a trajectory that the run itself leaves: shorter runs may do better.
-    Fitted forecasts have the smallest errors on what they were fitted to, and not always on other samples.
+    The search begins with plans whose errors add like random directions (power 1), with runs of reuse of any length;
+    like one direction (power ½), with short runs; or of which the worst one decides (``math.inf``), with no runs.
 
     Args:
         model: the errors.
-        fitted: whether plans that nobody tries have fitted forecasts.
+        objective: what counts over the samples.
+        limit: the mean squared error of images without any reuse.
     """
 
-    POWERS = (0.5, 1.0, math.inf)
-    RUNS = (2, None, 3, 1)
+    BEGINS: tuple[tuple[float, int | None], ...] = ((1.0, None), (0.5, 2), (math.inf, 1))
 
-    def __init__(self, model: ErrorModel, *, fitted: bool) -> None:
-        self.model, self.fitted = model, fitted
-        self._frontiers: dict[tuple[float, int | None, bool], Frontier] = {}
+    def __init__(self, model: ErrorModel, objective: Objective = "mean", limit: float = 0.0) -> None:
+        self.model, self.limit = model, limit
+        self.objective: Objective = objective
+        self._frontiers: dict[tuple[float, int | None], Frontier] = {}
+        self._found: dict[int, list[Reuses]] = {}
 
     @property
     def most(self) -> int:
         """How many block evaluations a plan can save."""
         return (self.model.steps - 1 - len(self.model.starts)) * self.model.blocks
 
-    def predicted(self, saved: int) -> Reuses:
-        """Return the plan that is best as the calibration has it, of those that save so many block evaluations."""
-        return self._frontier(1.0, None, self.fitted).plan(saved)
+    def quality(self, reuses: Reuses) -> float:
+        """Return the objective of a plan in dB, as predicted."""
+        error = np.maximum(self.limit + self.model.predict(reuses), 10 ** (-IDENTICAL_DB / 10))
+        return summary(-10 * np.log10(error), self.objective)
 
-    def candidates(self, saved: int) -> Iterator[Reuses]:
-        """Yield the plans that may be best, each once, the most promising first; the generic plan last."""
-        steps, blocks = self.model.steps, self.model.blocks
-        seen = set()
-        for run, power, fitted in itertools.product(self.RUNS, self.POWERS, (True, False)):
-            frontier = self._frontier(power, run, fitted)
-            plan = frontier.plan(saved) if frontier.error(saved) < math.inf else None
-            if plan is not None and plan not in seen:
-                seen.add(plan)
-                yield plan
-        uncalibrated = generic(steps, blocks, steps * blocks / (steps * blocks - saved)).reuses
-        if uncalibrated not in seen and self.model.predict(uncalibrated) < math.inf:
-            yield uncalibrated
+    def candidates(self, saved: int) -> list[Reuses]:
+        """Return plans that save so many block evaluations, the best as predicted first; the generic plan is last.
+
+        Raises:
+            ValueError: no plan saves as much.
+        """
+        if saved not in self._found:
+            begins = self._begins(saved)
+            found = dict.fromkeys(climb(plan, self.quality, self.model) for plan in begins)
+            best = sorted(found, key=self.quality, reverse=True)
+            self._found[saved] = [*best, *(plan for plan in begins[-1:] if plan not in found)]
+        return self._found[saved]
 
     def fastest(self, reaches: Callable[[int], bool]) -> int:
         """Return the largest saving that reaches what is wanted, by bisection."""
@@ -68,8 +69,17 @@ class Planner:
             low, high = (middle, high) if reaches(middle) else (low, middle - 1)
         return low
 
-    def _frontier(self, power: float, run: int | None, fitted: bool) -> Frontier:
-        key = power, run, fitted
+    def _begins(self, saved: int) -> list[Reuses]:
+        """Return where the search begins, each once; the generic plan last, if it can be carried out."""
+        longest, *shorter = [self._frontier(*begin) for begin in self.BEGINS]
+        best = [longest.plan(saved), *(some.plan(saved) for some in shorter if some.error(saved) < math.inf)]
+        steps, blocks = self.model.steps, self.model.blocks
+        uncalibrated = generic(steps, blocks, steps * blocks / (steps * blocks - saved)).reuses
+        known = self.quality(uncalibrated) > -math.inf
+        return [*dict.fromkeys(plan for plan in best if plan != uncalibrated), *([uncalibrated] if known else [])]
+
+    def _frontier(self, power: float, run: int | None) -> Frontier:
+        key = power, run
         if key not in self._frontiers:
-            self._frontiers[key] = Frontier(self.model, power, run, fitted=fitted)
+            self._frontiers[key] = Frontier(self.model, power, run)
         return self._frontiers[key]

@@ -1,4 +1,4 @@
-"""What the blocks add to their inputs, recorded by step while a pipeline samples: random projections of it."""
+"""What blocks take and what they add, recorded by step while a pipeline samples: projections of some tokens."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -16,12 +16,16 @@ from delta_dit.attach import led_transformers
 from delta_dit.clock import SchedulerClock
 
 Hook = Callable[..., None]
-SKETCH_SIZE = 127
-"""Numbers per projection. Prime, so that a loud channel of every token does not always meet the same number."""
+TOKENS = 16
+"""Of so many tokens something is kept."""
+SKETCH_SIZE = 31
+"""Numbers per projection of a token."""
 
 
 class Recorder:
-    """Keeps a projection of what every block adds, by step; rows are samples, once per branch of guidance.
+    """Keeps, by step, projections of what the first block takes and of what every block adds to it.
+
+    Of the stream that the output is made from, not its text's; rows are samples, once per branch of guidance.
 
     Attributes:
         levels: noise level of each step of the run that :meth:`take` was called for last, 1 = pure noise.
@@ -36,7 +40,7 @@ class Recorder:
         self.starts: list[int] = []
         self._ran: defaultdict[int, set[int]] = defaultdict(set)  # step → which transformers
         self.kept: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
-        """(step, block) → the projections ``(rows, SKETCH_SIZE)`` of each call."""
+        """(step, l) → the projections ``(rows, TOKENS, SKETCH_SIZE)`` of each call; block l − 1, or its input at 0."""
 
     def begin(self, transformer: int, timestep: Any) -> None:
         """Note which of the transformers is about to be called, and where in the run that is.
@@ -48,18 +52,22 @@ class Recorder:
         self._ran[self.step].add(transformer)
 
     def reads(self, index: int, block: Block) -> Hook:
-        """Return the hook that takes a block's streams before and after it."""
-        read = stream_reader(block)
+        """Return the hook that takes a block's stream before and after it."""
+        read, place = stream_reader(block), block.stack.place
 
         def hook(_: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-            streams = enumerate(zip(read(args, kwargs), output if isinstance(output, tuple) else (output,)))
-            sketches = [sketch(out - start, i) for i, (start, out) in streams if start is not None and out is not None]
-            self.kept[self.step, index].append(torch.stack(sketches).sum(0).cpu())
+            start, out = read(args, kwargs)[place], output[place] if isinstance(output, tuple) else output
+            assert start is not None
+            if index == 0:
+                self.kept[self.step, 0].append(sketch(start).cpu())
+            self.kept[self.step, index + 1].append(sketch(out - start).cpu())
 
         return cast(Hook, torch.compiler.disable(hook))
 
     def take(self, samples: int) -> Tensor:
-        """Return the projections of the run that ended, ``(samples, T, L, K)``, and forget them.
+        """Return the projections of the run that ended, ``(samples, T, 1 + L, M, K)``, and forget them.
+
+        M are the tokens of all branches of guidance.
 
         A run may begin late in the scheduler's steps, as image-to-image does: its first is step 0.
 
@@ -69,10 +77,10 @@ class Recorder:
         kept, ran = dict(self.kept), dict(self._ran)
         self.kept.clear()
         self._ran.clear()
-        steps, blocks = range(min(ran), 1 + max(ran)), 1 + max(block for _, block in kept)
+        steps, depth = range(min(ran), 1 + max(ran)), 1 + max(block for _, block in kept)
         if len(ran) < len(steps):
             raise ValueError(f"{type(self.clock.scheduler).__name__} gives a timestep twice; allowed: another one")
-        table = [[torch.cat(kept[step, block]) for block in range(blocks)] for step in steps]
+        table = [[torch.cat(kept[step, block]) for block in range(depth)] for step in steps]
         counts = {len(rows) for row in table for rows in row}
         if len(counts) > 1:
             raise ValueError("the steps have different numbers of branches; allowed: guidance that stays on")
@@ -80,9 +88,9 @@ class Recorder:
             raise ValueError(f"the transformer's batch is no multiple of the {samples} samples; allowed: one of them")
         self.levels = self.clock.levels[steps.start : steps.stop]
         self.starts = [step - steps.start for step in steps[1:] if ran[step] - ran[step - 1]]
-        rows = torch.stack([torch.stack(row) for row in table])  # (T, L, branches · samples, K)
-        by_sample = rows.unflatten(2, (-1, samples)).permute(3, 0, 1, 2, 4)  # (samples, T, L, branches, K)
-        return by_sample.flatten(3).contiguous()
+        rows = torch.stack([torch.stack(row) for row in table])  # (T, 1 + L, branches · samples, TOKENS, K)
+        by_sample = rows.unflatten(2, (-1, samples)).permute(3, 0, 1, 2, 4, 5)
+        return by_sample.flatten(3, 4).contiguous()
 
 
 @contextmanager
@@ -116,25 +124,32 @@ def _begins(recorder: Recorder, number: int, transformer: nn.Module) -> Hook:
     return cast(Hook, torch.compiler.disable(hook))
 
 
-def sketch(values: Tensor, stream: int = 0) -> Tensor:
-    """Return a random projection that keeps squared norms and inner products on average: E⟨Sx, Sy⟩ = ⟨x, y⟩.
+def sketch(values: Tensor) -> Tensor:
+    """Return random projections of some tokens, which keep inner products on average: E⟨Sx, Sy⟩ = ⟨x, y⟩.
 
-    Element i is added to number i mod K with a random sign that follows from i, the stream and the shape alone.
+    Channel i of a token is added to number i mod K with a random sign that follows from the number of channels.
 
     Args:
-        values: ``(rows, ...)``.
-        stream: projections of different streams are independent, so that they can be summed.
+        values: ``(rows, ..., channels)``.
 
     Returns:
-        ``(rows, K)`` float32, K = :data:`SKETCH_SIZE`.
+        ``(rows, TOKENS, K)`` float32, K = :data:`SKETCH_SIZE`.
     """
-    flat = values.flatten(1).float()
-    count = flat.shape[1]
-    flat = flat * _signs(count, stream, flat.device)
-    return F.pad(flat, (0, -count % SKETCH_SIZE)).view(len(flat), -1, SKETCH_SIZE).sum(1)
+    tokens = values.flatten(1, -2)
+    tokens = tokens[:, _places(tokens.shape[1])].float()
+    channels = tokens.shape[2]
+    signed = F.pad(tokens * _signs(channels, tokens.device), (0, -channels % SKETCH_SIZE))
+    return signed.unflatten(2, (-1, SKETCH_SIZE)).sum(2)
 
 
 @lru_cache(maxsize=8)
-def _signs(count: int, stream: int, device: torch.device) -> Tensor:
-    signs = np.random.default_rng((count, stream)).integers(2, size=count, dtype=np.int8)
+def _places(count: int) -> list[int]:
+    """Return where the tokens lie, one at random in each of equal parts; some twice if there are few."""
+    within = np.random.default_rng(TOKENS).random(TOKENS)
+    return ((np.arange(TOKENS) + within) * count / TOKENS).astype(int).tolist()
+
+
+@lru_cache(maxsize=8)
+def _signs(channels: int, device: torch.device) -> Tensor:
+    signs = np.random.default_rng(channels).integers(2, size=channels, dtype=np.int8)
     return torch.from_numpy(2 * signs - 1).to(device)

@@ -1,26 +1,55 @@
-"""The closed loop: small changes of a plan, each tried on the model itself."""
+"""Small changes of a plan, that keep its cost: tried on the model itself, or on what a calibration predicts."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from delta_dit.delta_plan import Reuse, Reuses, longest_run
 from delta_dit.planning.error_model import ErrorModel
 
+PREDICTIONS = 10_000
+"""How many plans are looked at from one beginning."""
+LONGEST = 3
+"""How many steps in a row may reuse in a plan that nobody tries, unless they did before."""
+
+
+def climb(start: Reuses, quality: Callable[[Reuses], float], model: ErrorModel) -> Reuses:
+    """Improve a plan by what is predicted, until no small change does, or :data:`PREDICTIONS` were made.
+
+    Args:
+        start: the plan.
+        quality: what to maximise; cheap.
+        model: fits forecasts.
+    """
+    best, value, longest = start, quality(start), max(longest_run(start), LONGEST)
+    left, improved = PREDICTIONS, True
+    while improved and left > 0:
+        improved = False
+        near = (model.fit(plan) for plan in changes(best, model.blocks) if longest_run(plan) <= longest)
+        for plan in itertools.islice(near, left):
+            left -= 1
+            if (found := quality(plan)) > value:
+                best, value, improved = plan, found, True
+                break
+    return best
+
 
 def refine(
-    start: Reuses, quality: Callable[[Reuses], float], model: ErrorModel, evaluations: int
+    start: Reuses,
+    quality: Callable[[Reuses], float],
+    predicted: Callable[[Reuses], float],
+    model: ErrorModel,
+    evaluations: int,
 ) -> tuple[Reuses, float]:
-    """Improve a plan by small changes that keep its cost, each tried on the model itself.
+    """Improve a plan by small changes, each tried on the model itself, in the order in which a calibration likes them.
 
-    The first change that helps is kept. What a calibration misjudges comes first, that is which steps extrapolate; the
-    rest in the order in which it likes them, as long as no run of reuse becomes longer than the longest.
+    The first change that helps is kept, as long as no run of reuse becomes longer than the longest.
 
     Args:
         start: the plan.
         quality: what to maximise, e.g. the mean PSNR to the uncached images.
-        model: ranks the changes.
+        predicted: the same as a calibration has it, which ranks the changes.
+        model: fits forecasts.
         evaluations: how many plans may be tried.
 
     Returns:
@@ -29,11 +58,8 @@ def refine(
     best, best_quality, run = start, quality(start), longest_run(start)
     tried = {start}
     while len(tried) <= evaluations:
-        changed = (model.fit(plan) for plan in changes(best, model.blocks) if longest_run(plan) <= run)
-        near = dict.fromkeys(changed)  # in this order
-        flips = set(map(model.fit, _flipped(best)))
-        fresh = [plan for plan in near if plan not in tried and model.predict(plan) < math.inf]
-        fresh.sort(key=lambda plan: (plan not in flips, model.predict(plan, power=0.5)))
+        near = dict.fromkeys(model.fit(plan) for plan in changes(best, model.blocks) if longest_run(plan) <= run)
+        fresh = sorted((plan for plan in near if plan not in tried), key=predicted, reverse=True)
         for plan in fresh[: evaluations + 1 - len(tried)]:
             tried.add(plan)
             if (value := quality(plan)) > best_quality:

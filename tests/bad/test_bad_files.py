@@ -141,15 +141,15 @@ def test_heads(desk, cached_towers, photograph, tmp_path):
     shutil.copytree(asset(HEADS), folder)
     argv = ("segment", photograph, "--checkpoint", folder, "--sam", "none", "--cpu", "--output-dir", tmp_path / "out")
     desk.spoil(folder / "umci.safetensors", "clipsam", *argv)
-    harmless = (*BITS, "provenance", "mmr", "without mmr")
+    harmless = (*BITS, "provenance", "mmr", "without mmr", "backbone", "without backbone")
     desk.spoil(folder / "config.json", "clipsam", *argv, named=folder, works=harmless, fields=12)
 
 
 def test_published_weights(desk, photograph, tmp_path):
     weights, rough = tmp_path / "sam.pth", tmp_path / "map.npy"
     np.save(rough, np.zeros((40, 52), np.float32))
-    weights.write_bytes(torch_file({"image_encoder.pos_embed": torch.zeros(8, 8)}))
-    argv = ("refine", photograph, "--maps", rough, "--sam", "vit_b", "--sam-weights", weights, "--cpu")
+    weights.write_bytes(torch_file({"image_encoder.patch_embed.proj.weight": torch.zeros(768, 8)}))
+    argv = ("refine", photograph, "--maps", rough, "--sam", weights, "--cpu")
     desk.spoil(weights, "clipsam", *argv, "--output-dir", tmp_path / "out")
     argv = ("segment", photograph, "--checkpoint", "none", "--sam", "none", "--clip", "ViT-S-32-alt", "--cpu")
     for suffix in (".pt", ".safetensors", ".npz"):

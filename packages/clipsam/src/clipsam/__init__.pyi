@@ -1,11 +1,13 @@
 from .backbone import Backbone
+from .clip_files import open_backbone
 from .evaluation import Evaluation, evaluate
 from .memory import Memory
 from .mmr import MMRConfig, Refinement, refine
 from .pipeline import ClipSAM, Segmentation
 from .prompt_bank import PromptBank
 from .promptable import Embedding, Prompts, Segmenter
-from .sam import SamSegmenter
+from .sam import PromptableNetwork, SamSegmenter, TransformersSegmenter
+from .sam_files import open_segmenter
 
 __version__: str
 __all__ = [
@@ -16,11 +18,15 @@ __all__ = [
     "MMRConfig",
     "Memory",
     "PromptBank",
+    "PromptableNetwork",
     "Prompts",
     "Refinement",
     "SamSegmenter",
     "Segmentation",
     "Segmenter",
+    "TransformersSegmenter",
     "evaluate",
+    "open_backbone",
+    "open_segmenter",
     "refine",
 ]

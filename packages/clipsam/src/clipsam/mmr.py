@@ -15,16 +15,18 @@ stays between O and the component's own peak, and a map without components comes
 """
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from clipsam.promptable import Embedding, Prompts, Segmenter
+from clipsam.promptable import Prompts, Segmenter
 
 Mode = Literal["soft", "paper"]
 
@@ -120,12 +122,12 @@ def refine(
     embedding = segmenter.embed(image)
     logits, scores = segmenter.decode(embedding, both_ways(boxes, points))
     levels, scores = by_component(logits), by_component(scores)  # (K, 2M, h, w) and (K, 2M)
-    inside = torch.stack([segmenter.to_square(region(component, rough.shape), embedding) for component in components])
+    inside = torch.stack([to_grid(region(component, rough.shape), levels.shape[-2:]) for component in components])
     agreement = intersection_over_union(levels > 0, inside[:, None] > 0.5)  # (K, 2M)
     combine = literal if config.mode == "paper" else soft
-    final = combine(torch.tensor(rough), levels, scores, agreement, inside, segmenter, embedding, config)
+    final = combine(torch.tensor(rough), levels, scores, agreement, inside, config)
     trust, best = (scores * agreement).max(1)
-    masks = segmenter.to_masks(levels[torch.arange(len(levels)), best], embedding)
+    masks = to_image(levels[torch.arange(len(levels)), best], rough.shape) > 0
     return Refinement(final.numpy(), boxes.numpy(), points.numpy(), masks.numpy(), trust.numpy())
 
 
@@ -191,6 +193,19 @@ def region(component: Component, shape: tuple[int, ...]) -> Tensor:
     return mask
 
 
+def to_grid(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring values ``(H, W)`` on the image to the segmenter's small grid, ``(h, w)``."""
+    [[small]] = F.interpolate(values[None, None], tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return small
+
+
+def to_image(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Enlarge values ``(K, h, w)`` or ``(h, w)`` on the small grid to the image, ``(..., H, W)``."""
+    stack = values.reshape(-1, 1, *values.shape[-2:])
+    large = F.interpolate(stack, tuple(size), mode="bilinear", align_corners=False)
+    return large.reshape(*values.shape[:-2], *size)
+
+
 def intersection_over_union(masks: Tensor, targets: Tensor) -> Tensor:
     """Return the IoU of bool masks with targets, both ``(..., h, w)``; of two empty ones 0."""
     return (masks & targets).sum((-2, -1)) / (masks | targets).sum((-2, -1)).clamp(min=1)
@@ -202,8 +217,6 @@ def soft(
     scores: Tensor,
     agreement: Tensor,
     inside: Tensor,
-    segmenter: Segmenter,
-    embedding: Embedding,
     config: MMRConfig,
 ) -> Tensor:
     """Return (1 − W) O + W T.
@@ -213,23 +226,23 @@ def soft(
         T = p · Σ_j a_qj² M_qj / Σ_j a_qj²        W = w · max_j a_qj
 
     Squares let the levels that fit speak; a mask of the whole object has a small IoU and hardly counts, and where no
-    level fits W is small. T and W are formed on the segmenter's small square and enlarged once.
+    level fits W is small. T and W are formed on the segmenter's small grid and enlarged once.
     """
     a = scores * agreement  # (K, 2M)
     masks = (levels.sigmoid() * a.square()[..., None, None]).sum(1)
     masks = masks / a.square().sum(1).clamp(min=1e-12)[:, None, None]
-    small = segmenter.to_square(rough, embedding)
+    small = to_grid(rough, levels.shape[-2:])
     peak = (small * (inside > 0)).amax((1, 2))  # (K,)
     near = torch.from_numpy(np.stack([spread(mask) for mask in (inside > 0).numpy()]))
     trust = config.weight * a.amax(1)[:, None, None] * near  # (K, h, w)
     target = (trust * peak[:, None, None] * masks).sum(0) / trust.sum(0).clamp(min=1e-12)
-    weight, target = segmenter.to_image(torch.stack([trust.amax(0), target]), embedding).clamp(0, 1)
+    weight, target = to_image(torch.stack([trust.amax(0), target]), rough.shape).clamp(0, 1)
     return (1 - weight) * rough + weight * target
 
 
 def spread(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Return 1 on a mask ``(h, w)`` and around it, falling to 0 within twice the band."""
-    band = BAND * mask.shape[0]
+    band = BAND * max(mask.shape)
     distance = ndimage.distance_transform_edt(~mask)
     return np.clip(2 - np.asarray(distance) / band, 0, 1).astype(np.float32)
 
@@ -240,11 +253,9 @@ def literal(
     scores: Tensor,
     agreement: Tensor,
     inside: Tensor,
-    segmenter: Segmenter,
-    embedding: Embedding,
     config: MMRConfig,
 ) -> Tensor:
     """Return norm(O + Σ_q Σ_j s_qj M_qj), norm a min-max of the image."""
     masks = ((levels > 0) * scores[..., None, None]).sum((0, 1))
-    total = rough + segmenter.to_image(masks, embedding)
+    total = rough + to_image(masks, rough.shape)
     return (total - total.min()) / (total.max() - total.min()).clamp(min=1e-12)

@@ -1,6 +1,6 @@
 """ClipSAM (arXiv 2401.12665): CLIP and UMCI find the anomaly, SAM refines it.
 
-clipsam = ClipSAM.from_pretrained("checkpoint", backbone=backbone, segmenter=segmenter)
+clipsam = ClipSAM.from_pretrained("checkpoint", segmenter=open_segmenter("sam_vit_h_4b8939.pth"))
 [found] = clipsam.segment([image], "metal nut")
 found.anomaly_map, found.boxes, found.score
 """
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from clipsam.backbone import Backbone
 from clipsam.checkpoint import described_options, load_heads, read_description, save_heads
+from clipsam.clip_files import open_backbone
 from clipsam.memory import Memory
 from clipsam.mmr import MMRConfig, refine
+from clipsam.precision import TowerPrecision
 from clipsam.prompt_bank import PromptBank
 from clipsam.promptable import Segmenter
 from clipsam.rarity import by_rarity
-from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead, rough_map
 
 TEMPERATURE = 0.07  # CLIP's own at the start of its training; of the map from texts alone
@@ -57,8 +58,8 @@ class Segmentation:
     mask_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
-class ClipSAM:
-    """The pipeline.
+class ClipSAM(TowerPrecision):
+    """The pipeline: a module, whose ``.to()`` and ``.half()`` move everything and let the towers alone change format.
 
     Args:
         backbone: the frozen CLIP.
@@ -81,25 +82,16 @@ class ClipSAM:
         rarity: bool = False,
         provenance: dict[str, Any] | None = None,
     ) -> None:
+        super().__init__()
         self.backbone, self.segmenter, self.rarity = backbone, segmenter, rarity
         self.umci = None if umci is None else umci.eval()
         self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move backbone, heads and segmenter (if it can be moved) to a device; return the pipeline.
-
-        Args:
-            device: unset: where they are.
-            dtype: of the towers, CLIP's and SAM's, which take nearly all of the time; heads, prompts and maps stay in
-                float32.
-        """
-        self.backbone.to(device)
-        if dtype is not None:
-            self.backbone.compute_in(dtype)
-        if self.umci is not None:
-            self.umci.to(device)
-        if isinstance(self.segmenter, SamSegmenter):
-            self.segmenter.to(device, dtype)
+    def compute_in(self, dtype: torch.dtype) -> Self:
+        """Let CLIP's towers and SAM's image encoder compute in another number format; the rest stays in float32."""
+        self.backbone.compute_in(dtype)
+        if isinstance(self.segmenter, TowerPrecision):
+            self.segmenter.compute_in(dtype)
         return self
 
     def segment(
@@ -210,8 +202,7 @@ class ClipSAM:
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise ValueError(f"an image of shape {image.shape} and {image.dtype}; allowed: (H, W, 3) and uint8")
-        device = next(self.backbone.parameters()).device
-        return torch.stack([self.backbone.preprocess(image) for image in images]).to(device)
+        return torch.stack([self.backbone.preprocess(image) for image in images]).to(self.backbone.device)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write UMCI's weights and what they belong to; CLIP's and SAM's weights are not copied.
@@ -223,6 +214,11 @@ class ClipSAM:
             raise ValueError("umci=None has nothing to save; allowed: trained heads")
         description = {
             "clip": self.backbone.hash,
+            "backbone": {
+                "name": self.backbone.name,
+                "configuration": self.backbone.configuration,
+                "source": self.backbone.source,
+            },
             "prompts": self.bank.hash,
             "bank": asdict(self.bank),
             "image_size": self.backbone.image_size,
@@ -238,15 +234,15 @@ class ClipSAM:
         cls,
         folder: Path | str,
         *,
-        backbone: Backbone,
+        backbone: Backbone | None = None,
         segmenter: Segmenter | None = None,
         bank: PromptBank | None = None,
     ) -> Self:
-        """Load trained heads for a backbone.
+        """Load trained heads, with the CLIP that they were trained on.
 
         Args:
             folder: what :meth:`save_pretrained` wrote.
-            backbone: the CLIP that they were trained on, with the same image size and stages.
+            backbone: that CLIP, with the same image size and stages; unset: it is opened from where it came from then.
             segmenter: refines the map.
             bank: sentences; default: those of the training.
 
@@ -256,11 +252,28 @@ class ClipSAM:
         """
         folder = Path(folder)
         description = read_description(folder)
+        backbone = backbone or described_backbone(folder, description)
         own, mmr = described_options(folder, description)
         bank = bank or own
         umci = load_heads(folder, description, backbone, bank)
         rarity, provenance = description["rarity"], description["provenance"]
         return cls(backbone, umci, bank, segmenter, mmr=mmr, rarity=rarity, provenance=provenance)
+
+
+def described_backbone(folder: Path, description: dict[str, Any]) -> Backbone:
+    """Return the CLIP that heads were trained on, from where it came from then.
+
+    Raises:
+        ValueError: that is not told, or there is something else by now.
+    """
+    told = description["backbone"]
+    if told["source"] is None:
+        raise ValueError(f"{str(folder)!r} was trained with clip={told['name']!r}; allowed: that CLIP, as backbone=")
+    try:
+        parts = {"image_size": description["image_size"], "stages": tuple(description["stages"])}
+        return open_backbone(**told["source"], **parts)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{str(folder)!r} was trained with clip={told['name']!r}, but {error}") from error
 
 
 def window_probability(joint: Tensor, language: Tensor, side: int) -> Tensor:

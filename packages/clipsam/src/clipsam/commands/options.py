@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional
 
 from frugal_shared.config import RunConfig
-from frugal_shared.errors import UsageError, check_choice, check_positive, check_range
+from frugal_shared.errors import UsageError, check_positive, check_range
 
 EMBEDDED, NONE = "embedded", "none"
-SAMS = (EMBEDDED, NONE, "vit_b", "vit_l", "vit_h")
+SAMS = "embedded, none, or a file or folder of SAM's weights"
 # as in the library, which would bring torch along
 Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
@@ -30,10 +30,15 @@ class ModelConfig(RunConfig):
 class ClipConfig(ModelConfig):
     """Options of the commands that need a CLIP."""
 
-    clip: str = EMBEDDED
-    """"embedded", or a name of open_clip's, such as "ViT-L-14-336-quickgelu"."""
+    clip: str | None = None
+    """"embedded"; OpenAI's .pt; a folder of transformers' or open_clip's; or a name of open_clip's, such as
+    "ViT-L-14-336-quickgelu". Unset: the checkpoint's own, else "embedded"."""
     clip_weights: str | None = None
-    """open_clip's tag, such as "openai", or the path of a file; unset: random weights, for speed only."""
+    """With a name: open_clip's tag, such as "openai", or the path of a file; unset: random weights, for speed only."""
+    tower: str | None = None
+    """timm's name of another tower whose patch tokens are used, such as "vit_small_patch14_dinov2.lvd142m"."""
+    tower_weights: str | None = None
+    """A file of its weights, or "timm" for those that the name stands for; unset: random weights."""
     image_size: int | None = None
     """Side of the square that CLIP sees; unset: the checkpoint's, else 224 for the embedded CLIP and 518 for others."""
     prompts: Path | None = None
@@ -44,8 +49,17 @@ class ClipConfig(ModelConfig):
         super().__post_init__()
         if self.image_size is not None:
             check_positive(self, "image_size")
-        if self.clip == EMBEDDED and self.clip_weights is not None:
-            raise UsageError(f"clip_weights={self.clip_weights!r} with clip='embedded'; allowed: a name of open_clip's")
+        if self.clip_weights is not None and (self.clip in (None, EMBEDDED) or Path(str(self.clip)).exists()):
+            raise UsageError(
+                f"clip_weights={self.clip_weights!r} with clip={self.clip!r}; allowed: with a name of open_clip's"
+            )
+        if self.tower is None and self.tower_weights is not None:
+            raise UsageError(f"tower_weights={self.tower_weights!r} without a tower; allowed: --tower NAME")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the CLIP is the embedded one, as it is without another tower."""
+        return self.clip in (None, EMBEDDED) and self.tower is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +67,7 @@ class SamConfig(ModelConfig):
     """Options of the commands that refine with SAM."""
 
     sam: str = EMBEDDED
-    """"embedded", "none", "vit_b", "vit_l" or "vit_h"."""
-    sam_weights: Path | None = None
-    """The file of a published SAM's weights."""
+    """"embedded", "none", or a file or folder: segment-anything, MobileSAM, SAM-HQ, transformers' Sam, Sam2, Sam3."""
     mode: Mode = "soft"
     """How masks and rough map are joined: "soft", or "paper" for the figure taken literally."""
     threshold: float | None = None
@@ -64,14 +76,8 @@ class SamConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        check_choice("sam", self.sam, SAMS)
-        published = self.sam not in (EMBEDDED, NONE)
-        if published and self.sam_weights is None:
-            raise UsageError(f"sam={self.sam!r} needs its weights; allowed: --sam-weights FILE")
-        if not published and self.sam_weights is not None:
-            raise UsageError(
-                f"sam_weights={str(self.sam_weights)!r} with sam={self.sam!r}; allowed: vit_b, vit_l, vit_h"
-            )
+        if self.sam not in (EMBEDDED, NONE) and not Path(self.sam).exists():
+            raise UsageError(f"sam={self.sam!r} is no file or folder; allowed: {SAMS}")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise UsageError(f"threshold={self.threshold!r} is not possible; allowed: between 0 and 1")
 
@@ -86,8 +92,7 @@ class PipelineConfig(SamConfig, ClipConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        if self.checkpoint is None and self.clip != EMBEDDED:
-            raise UsageError(f"clip={self.clip!r} has no embedded heads; allowed: --checkpoint FOLDER, or none")
+        check_heads(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +114,29 @@ class SegmentConfig(PipelineConfig):
         """Check the values."""
         super().__post_init__()
         check_positive(self, "batch_size")
-        if not self.category.strip():
-            raise UsageError(f"category={self.category!r} is empty; allowed: a word such as 'object'")
+        check_category(self.category)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(ClipConfig):
+    """Write CLIP and heads for one category as an ONNX file: pixels in, map and score out."""
+
+    onnx: Path | None = None
+    """The file; a JSON of that name beside it says what goes in and what comes out."""
+    category: str = "object"
+    """What the images show, such as "metal nut"; "object" for anything. It is a constant of the file."""
+    checkpoint: str | None = None
+    """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.onnx is None:
+            raise UsageError("onnx=None is missing; allowed: --onnx FILE")
+        if self.dtype != "fp32":
+            raise UsageError(f"dtype={self.dtype!r} is not exported; allowed: fp32")
+        check_category(self.category)
+        check_heads(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +155,10 @@ class RefineConfig(SamConfig):
         super().__post_init__()
         if len(self.maps) != len(self.images):
             raise UsageError(f"{len(self.maps)} maps for {len(self.images)} images; allowed: one map for each")
-        check_choice("sam", self.sam, [sam for sam in SAMS if sam != NONE])
+        if self.sam == NONE:
+            raise UsageError(
+                f"sam={self.sam!r} refines nothing; allowed: embedded, or a file or folder of SAM's weights"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +281,10 @@ class EvalConfig(PipelineConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(ModelConfig):
-    """Time the parts: decoding of many prompts, streaming metrics, and every stage of the pipeline."""
+    """Time the parts: streaming metrics, and every stage of the pipeline."""
 
     output_dir: Path = Path("runs/bench")
     """The run folder: rows.json, report.html."""
-    prompts: int = 64
-    """Prompts on one image."""
     pixels: int = 20
     """Megapixels that the metrics see."""
     repeats: int = 5
@@ -268,7 +295,7 @@ class BenchConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        check_positive(self, "prompts", "pixels", "repeats")
+        check_positive(self, "pixels", "repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,3 +313,16 @@ class DemoConfig(ModelConfig):
         """Check the values."""
         super().__post_init__()
         check_positive(self, "samples", "cells")
+
+
+def check_heads(config: "PipelineConfig | ExportConfig") -> None:
+    """Refuse a CLIP that nothing was trained on."""
+    if config.checkpoint is None and not config.is_embedded:
+        given = f"tower={config.tower!r}" if config.tower else f"clip={config.clip!r}"
+        raise UsageError(f"{given} has no embedded heads; allowed: --checkpoint FOLDER, or none")
+
+
+def check_category(category: str) -> None:
+    """Refuse a category without a name."""
+    if not category.strip():
+        raise UsageError(f"category={category!r} is empty; allowed: a word such as 'object'")

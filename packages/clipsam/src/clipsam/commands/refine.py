@@ -32,7 +32,7 @@ def main(config: RefineConfig) -> None:
     require_images(config.images)
     segmenter = segmenter_of(config)
     if segmenter is None:
-        raise UsageError(f"sam={config.sam!r} refines nothing; allowed: embedded, vit_b, vit_l, vit_h")
+        raise UsageError(f"sam={config.sam!r} refines nothing; allowed: embedded, or a file or folder of SAM's weights")
     options = mmr_config(config, mmr.MMRConfig())
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator

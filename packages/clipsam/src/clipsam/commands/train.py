@@ -44,7 +44,7 @@ def main(config: TrainConfig) -> None:
     Raises:
         UsageError: stages, a batch or data that are not possible.
     """
-    if config.clip == EMBEDDED and config.stages != BLOCKS:
+    if config.is_embedded and config.stages != BLOCKS:
         raise UsageError(f"stages={config.stages!r} of the embedded CLIP; allowed: {BLOCKS}")
     train_data, val_data = training_data(config.data, config.images, config.val_images, config.seed)
     backbone, bank = backbone_of(config, stages=config.stages), prompt_bank(config) or PromptBank()
@@ -81,7 +81,13 @@ def stage_weights(stages: int) -> tuple[float, ...]:
 def provenance(config: TrainConfig, data: AnomalyData) -> dict[str, Any]:
     """Return what a report has to say about where the heads come from."""
     names = sorted(set(data.name.split("+")))
-    return {"data": names, "images": len(data), "steps": config.steps, "seed": config.seed, "clip": config.clip}
+    return {
+        "data": names,
+        "images": len(data),
+        "steps": config.steps,
+        "seed": config.seed,
+        "clip": config.clip or EMBEDDED,
+    }
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """The commands ``segment`` and ``refine``: what they write, what they survive, and that nothing is done twice."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -279,3 +280,51 @@ def test_refine_needs_a_map_for_each_image_and_a_sam(tmp_path):
         RefineConfig(images=(image, image), maps=(path,))
     with pytest.raises(UsageError, match="sam='none'"):
         RefineConfig(images=(image,), maps=(path,), sam="none")
+
+
+# --- folders, watching, annotations ---
+
+
+def test_a_folder_is_segmented_with_all_below_it_and_summed_up(tmp_path, capsys):
+    for name in ("a.png", "deep/a.png", "deep/b.png"):
+        picture(tmp_path / "in" / name)
+    config = SegmentConfig(
+        images=(tmp_path / "in",), output_dir=tmp_path / "in" / "out", annotations=("coco", "labelme")
+    )
+    segmenting.main(config)
+    records = listed(config.output_dir)
+    assert {record["image"] for record in records} == {str(path) for path in (tmp_path / "in").glob("[ad]*/*.png")} | {
+        str(tmp_path / "in" / "a.png")
+    }
+    assert "3 images: " in capsys.readouterr().out
+    written = json.loads((config.output_dir / "annotations.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["../a.png", "../deep/a.png", "../deep/b.png"]
+    assert sum(annotation["area"] for annotation in written["annotations"]) == sum(
+        round(record["area"] * 40 * 52) for record in records
+    )
+    one = json.loads((config.output_dir / "b_labelme.json").read_text())
+    assert (one["imageHeight"], one["imageWidth"]) == (40, 52) and one["imagePath"] == "../deep/b.png"
+    picture(tmp_path / "in" / "0" / "a.png")  # comes first from now on, and takes the name
+    segmenting.main(dataclasses.replace(config, resume=True))
+    assert len({record["map"] for record in listed(config.output_dir)}) == 4
+    for record in listed(config.output_dir):
+        found = json.loads((config.output_dir / record["map"].replace("map.png", "found.json")).read_text())
+        assert found["image"] == record["image"]
+
+
+def test_watching_goes_on_until_it_is_stopped(tmp_path, monkeypatch):
+    picture(tmp_path / "in" / "first.png")
+    rounds = iter([["second.png", "third.png"], ["fourth.png"]])
+
+    def arriving(folders, known, output_dir):
+        assert folders == [tmp_path / "in"] and [path.name for path in known] == ["first.png"]
+        yield from ([picture(tmp_path / "in" / name) for name in names] for names in rounds)
+
+    monkeypatch.setattr(segmenting, "arrivals", arriving)
+    config = SegmentConfig(images=(tmp_path / "in",), output_dir=tmp_path / "out", watch=True)
+    segmenting.main(config)
+    names = [record["map"] for record in listed(config.output_dir)]
+    assert names == ["first_map.png", "second_map.png", "third_map.png", "fourth_map.png"]
+    assert json.loads((config.output_dir / "results.json").read_text()) == {"images": 4, "failures": 0}
+    with pytest.raises(UsageError, match="watch=True without a folder"):
+        segmenting.main(SegmentConfig(images=(tmp_path / "in" / "first.png",), watch=True))

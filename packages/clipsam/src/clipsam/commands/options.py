@@ -15,6 +15,7 @@ SAMS = "embedded, none, or a file or folder of SAM's weights"
 Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
 Dtype = Literal["fp32", "bf16", "fp16"]
+Format = Literal["coco", "labelme"]
 MOST_REFERENCES = 1000  # of each category: they stay in memory
 
 
@@ -100,9 +101,13 @@ class SegmentConfig(PipelineConfig):
     """Segment the anomalies in images: maps, masks, overlays and a JSON."""
 
     images: Annotated[tuple[Path, ...], Positional] = ()
-    """Image files."""
+    """Image files, and folders, of which every image below them counts."""
     category: str = "object"
     """What the images show, such as "metal nut"; "object" for anything."""
+    watch: bool = False
+    """Go on with what comes into the folders, until Ctrl-C."""
+    annotations: tuple[Format, ...] = ()
+    """Write the masks as "coco" (annotations.json) or "labelme" (per image <name>_labelme.json), too."""
     output_dir: Path = Path("runs/segment")
     """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
     references: tuple[Path, ...] = ()

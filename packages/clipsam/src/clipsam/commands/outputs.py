@@ -3,9 +3,11 @@
 Of an image ``<name>`` the run folder holds ``<name>_map.png`` (16-bit grey, white is 1), ``<name>_mask.png`` (white
 where the map exceeds the threshold), ``<name>_overlay.png`` (heat, outline of the mask, boxes) and
 ``<name>_found.json``. ``segmentations.json`` lists what was found in the order of the command line; an image that
-could not be read is listed with its "error" and does not stop the others.
+could not be read is listed with its "error" and does not stop the others. On demand ``annotations.json`` holds all
+masks in COCO's format, and ``<name>_labelme.json`` each in labelme's.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from io import BytesIO
@@ -19,7 +21,9 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
+from clipsam.annotations import Annotated, coco, labelme
 from clipsam.commands.options import RefineConfig, SegmentConfig
+from clipsam.commands.summary import show_summary
 from clipsam.pictures import overlay
 from clipsam.pipeline import Segmentation
 from frugal_shared.checkpoint import read_json, write_bytes, write_json
@@ -60,9 +64,11 @@ def output(folder: Path, name: str, kind: str) -> Path:
     return folder / f"{name}_{kind}"
 
 
-def is_done(folder: Path, name: str) -> bool:
-    """Return whether all outputs of an image are there."""
-    return all(output(folder, name, kind).exists() for kind in OUTPUTS)
+def is_done(folder: Path, name: str, image: Path) -> bool:
+    """Return whether all outputs of an image are there, and not another's: a folder may hold more files by now."""
+    if not all(output(folder, name, kind).exists() for kind in OUTPUTS):
+        return False
+    return read_json(output(folder, name, "found.json")).get("image") == str(image)
 
 
 def write_outputs(
@@ -94,6 +100,7 @@ def write_outputs(
     record = record | {
         "score": found.score,
         "threshold": threshold,
+        "area": float(mask.mean()),
         "boxes": found.boxes.tolist(),
         "mask_scores": found.mask_scores.tolist(),
         **{kind: output(folder, name, f"{kind}.png").name for kind in pictures},
@@ -124,12 +131,37 @@ def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures)
             for index, path in enumerate(config.images)
         ]
         write_json(run.folder / "segmentations.json", records)
+        write_annotations(getattr(config, "annotations", ()), run.folder, names, records)
+        show_summary(records)
     run.finish({"images": len(config.images), "failures": len(everybody)})
     if everybody:
         reasons = [everybody[index] for index in sorted(everybody)]
         if run.accelerator.is_main_process:
             show_failures(reasons)
         raise RunError(f"{len(everybody)} of {len(config.images)} images could not be used: {'; '.join(reasons)}")
+
+
+def write_annotations(
+    formats: Sequence[str], folder: Path, names: Sequence[str], records: Sequence[dict[str, Any]]
+) -> None:
+    """Write the masks of all images in the formats of annotation tools, from the pictures of them."""
+    done = [(name, record) for name, record in zip(names, records) if "error" not in record]
+    if "coco" in formats:
+        write_json(folder / "annotations.json", coco(annotated(folder, record) for _, record in done))
+    if "labelme" in formats:
+        for name, record in done:
+            write_json(output(folder, name, "labelme.json"), labelme(annotated(folder, record)))
+
+
+def annotated(folder: Path, record: dict[str, Any]) -> Annotated:
+    """Return an image's mask, with its file as it is to be found from the run folder."""
+    with Image.open(folder / record["mask"]) as picture:
+        mask = np.asarray(picture) > 0
+    try:
+        file = os.path.relpath(record["image"], folder)
+    except ValueError:  # on another drive
+        file = str(Path(record["image"]).resolve())
+    return Annotated(Path(file).as_posix(), mask, record["score"])
 
 
 def show_failures(reasons: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ def main(config: RefineConfig) -> None:
         shares = list(chunks(len(config.images), 1, accelerator.process_index, accelerator.num_processes))
         names, failures = unique_names(config.images), {}
         for [index] in run.progress(shares, desc="refine"):
-            if not is_done(config.output_dir, names[index]):
+            if not is_done(config.output_dir, names[index], config.images[index]):
                 try:
                     refine_one(config, index, names[index], segmenter, options)
                 except ImageError as error:

@@ -1,11 +1,13 @@
 """``clipsam segment``: maps, masks, overlays and one JSON for any number of images, on any number of processes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipsam.commands.arrivals import arrivals, with_files
 from clipsam.commands.models import open_model
 from clipsam.commands.options import SegmentConfig
 from clipsam.commands.outputs import Failures, conclude, is_done, require_images, unique_names, write_outputs
@@ -25,16 +27,27 @@ def main(config: SegmentConfig) -> None:
         UsageError: no images.
         RunError: some of the images could not be read; all others are done.
     """
-    require_images(config.images)
+    folders = [path for path in config.images if path.is_dir()]
+    if config.watch and not folders:
+        raise UsageError("watch=True without a folder; allowed: one folder or more among the images")
+    given, config = config, with_files(config)  # a run is resumed by what was given, whatever has come since
+    if not config.watch:
+        require_images(config.images)
     model, references = open_model(config), read_references(config)
     if references and model.umci is None:
         raise UsageError(f"{len(references)} references need heads; allowed: none with checkpoint='none'")
-    with Run(config, "clipsam") as run:
+    with Run(given, "clipsam") as run:
         accelerator = run.accelerator
+        if config.watch and accelerator.num_processes > 1:
+            raise UsageError(f"watch=True on {accelerator.num_processes} processes; allowed: one")
         model.to(accelerator.device)
         memory = model.remember(references) if references else None
         shares = chunks(len(config.images), config.batch_size, accelerator.process_index, accelerator.num_processes)
         failures = segment_images(model, config, run.progress(list(shares), desc="segment"), memory)
+        for files in arrivals(folders, config.images, config.output_dir) if config.watch else ():
+            config = replace(config, images=(*config.images, *files))
+            numbers = range(len(config.images) - len(files), len(config.images))
+            failures |= segment_images(model, config, [numbers], memory)
         conclude(config, run, failures)
 
 
@@ -47,7 +60,7 @@ def segment_images(
     """
     names, failures = unique_names(config.images), {}
     for share in shares:
-        missing = {index for index in share if not is_done(config.output_dir, names[index])}
+        missing = {index for index in share if not is_done(config.output_dir, names[index], config.images[index])}
         if not missing:
             continue
         images = read_images(config.images, share, failures)

@@ -36,7 +36,8 @@ def data(tmp_path):
     draw(tmp_path, "bad", 1, 6)
     return Folder(
         name="drawn", root=tmp_path, normal_dir="good", abnormal_dir="bad", mask_dir="bad_masks", train_batch_size=4,
-        eval_batch_size=4, num_workers=0, normal_split_ratio=0.2, test_split_mode="from_dir", val_split_mode="same_as_test",
+        eval_batch_size=4, num_workers=0, normal_split_ratio=0.2,
+        test_split_mode="from_dir", val_split_mode="same_as_test",
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipsam.map_scale import MapScale
 from clipsam.metrics import PixelMetrics
 from clipsam.mmr import MMRConfig, find_components, refine
 
@@ -140,6 +141,18 @@ def test_points_follow_from_the_seed_and_the_image():
     assert not np.array_equal(points[0], points[2]) and not np.array_equal(points[0], points[3])
 
 
+def test_maps_come_as_other_methods_give_them():
+    """With an axis in front, at another size, as distances: where and what is found is the same."""
+    image, truth, rough = scene()
+    plain = refine(image, rough, knowing(truth))
+    again = refine(image, 10 * rough[None] + 3, knowing(truth), scale=MapScale(3, 13))
+    assert np.array_equal(plain.boxes, again.boxes)
+    np.testing.assert_allclose(plain.anomaly_map, again.anomaly_map, atol=1e-5)
+    small = F.avg_pool2d(torch.from_numpy(rough)[None], 2).numpy()
+    coarse = refine(image, small, knowing(truth))
+    assert coarse.anomaly_map.shape == rough.shape and np.abs(coarse.boxes - plain.boxes).max() <= 3
+
+
 def test_specks_and_floods_do_not_ask_for_masks():
     rng = np.random.default_rng(0)
     specks = np.zeros((200, 200), np.float32)
@@ -163,7 +176,7 @@ def test_the_heaviest_components_come_first():
     [
         (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), np.nan), "nan"),
         (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 2.0), "2.0"),
-        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5)), "(4, 5)"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 5)), "(2, 4, 5)"),
         (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4)), "float32"),
         (np.zeros((4, 4), np.uint8), np.zeros((4, 4)), "(4, 4)"),
     ],

@@ -252,7 +252,7 @@ def spoil(rough, how):
         rough[3, 3] = np.nan
     if how == "range":
         rough *= 3
-    return rough[:-1] if how == "shape" else rough
+    return np.stack([rough] * 2) if how == "shape" else rough
 
 
 @pytest.mark.parametrize("how", ["nan", "range", "shape", "pickle", "bytes", "colour", "missing"])
@@ -272,6 +272,23 @@ def test_a_map_that_cannot_be_used_is_named_and_stops_nothing(tmp_path, how):
         refining.main(config)
     failed, done = listed(config.output_dir)
     assert str(bad) in failed["error"] and "\n" not in failed["error"] and done["map"] == "scratch-2_map.png"
+
+
+def test_refine_takes_distances_of_another_size(tmp_path):
+    image, _, rough = pairs(tmp_path)
+    far = 5 + 20 * rough[None, ::2, ::2]
+    np.save(tmp_path / "far.npy", far)
+    for number in range(3):
+        np.save(tmp_path / f"sound{number}.npy", 5 + np.random.default_rng(number).random((1, 20, 26)))
+    sound = tuple(tmp_path / f"sound{number}.npy" for number in range(3))
+    options = {"images": (image,), "maps": (tmp_path / "far.npy",)}
+    refining.main(RefineConfig(**options, range=(5, 25), output_dir=tmp_path / "given"))
+    refining.main(RefineConfig(**options, sound_maps=sound, output_dir=tmp_path / "calibrated"))
+    for folder in ("given", "calibrated"):
+        [record] = listed(tmp_path / folder)
+        assert np.abs(np.array(record["boxes"]) - [[10, 10, 30, 20]]).max() <= 1
+    with pytest.raises(UsageError, match="with sound_maps; allowed: either"):
+        RefineConfig(**options, range=(5, 25), sound_maps=sound)
 
 
 def test_refine_needs_a_map_for_each_image_and_a_sam(tmp_path):

@@ -1,6 +1,7 @@
 from .backbone import Backbone
 from .clip_files import open_backbone
 from .evaluation import Evaluation, evaluate
+from .map_scale import MapScale
 from .memory import Memory
 from .mmr import MMRConfig, Refinement, refine
 from .pipeline import ClipSAM, Segmentation
@@ -16,6 +17,7 @@ __all__ = [
     "Embedding",
     "Evaluation",
     "MMRConfig",
+    "MapScale",
     "Memory",
     "PromptBank",
     "PromptableNetwork",

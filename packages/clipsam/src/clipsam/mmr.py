@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from clipsam.map_scale import MapScale, as_map
 from clipsam.promptable import Prompts, Segmenter
 
 Mode = Literal["soft", "paper"]
@@ -95,23 +96,29 @@ class Refinement:
 
 
 def refine(
-    image: NDArray[np.uint8], anomaly_map: ArrayLike, segmenter: Segmenter, config: MMRConfig | None = None
+    image: NDArray[np.uint8],
+    anomaly_map: ArrayLike,
+    segmenter: Segmenter,
+    config: MMRConfig | None = None,
+    *,
+    scale: MapScale | None = None,
 ) -> Refinement:
     """Refine any anomaly map with a promptable segmenter.
 
     Args:
         image: ``(H, W, 3)`` RGB in 0..255.
-        anomaly_map: O, ``(H, W)`` in [0, 1] on one scale for all images. Bring distances, such as PatchCore's, there
-            with one function for all, e.g. ``1 - exp(-distance / median)``, not with a min-max per image.
+        anomaly_map: O, ``(H, W)`` in [0, 1] on one scale for all images; also of another size, with an axis in front
+            as anomalib's ``(1, h, w)``, or of raw distances with their scale.
         segmenter: e.g. :class:`~clipsam.sam.SamSegmenter`; not run if nothing exceeds the threshold.
         config: options.
+        scale: of distances, the same for all images: given, or :meth:`~clipsam.map_scale.MapScale.calibrated`.
 
     Raises:
         ValueError: an image or a map of another shape, or scores that are not numbers in [0, 1].
     """
     config = config or MMRConfig()
-    rough = np.asarray(anomaly_map, np.float32)
-    check(image, rough)
+    check(image)
+    rough = as_map(anomaly_map, image.shape[:2], scale)
     components = find_components(rough, config)
     if not components:
         none = np.zeros((0, 4), np.float32)
@@ -131,14 +138,10 @@ def refine(
     return Refinement(final.numpy(), boxes.numpy(), points.numpy(), masks.numpy(), trust.numpy())
 
 
-def check(image: NDArray[np.uint8], rough: NDArray[np.float32]) -> None:
-    """Refuse what cannot be refined."""
+def check(image: NDArray[np.uint8]) -> None:
+    """Refuse what is no image."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"an image of shape {image.shape} and {image.dtype}; allowed: (H, W, 3) and uint8")
-    if rough.shape != image.shape[:2]:
-        raise ValueError(f"a map of shape {rough.shape} for an image of {image.shape[:2]}; allowed: the same")
-    if not (rough.min() >= 0 and rough.max() <= 1):  # NaN fails both
-        raise ValueError(f"the map's scores lie in [{rough.min()}, {rough.max()}]; allowed: numbers in [0, 1]")
 
 
 Component = tuple[tuple[slice, slice], NDArray[np.bool_]]

@@ -151,7 +151,13 @@ class RefineConfig(SamConfig):
     images: Annotated[tuple[Path, ...], Positional] = ()
     """Image files."""
     maps: tuple[Path, ...] = ()
-    """One map per image: .npy with numbers in [0, 1], or a grey image, of which white is 1."""
+    """One map per image, of any size: .npy, also (1, h, w), or a grey image, of which white is 1."""
+    range: tuple[float, float] | None = None
+    """The numbers that are 0 and 1, of maps that hold raw distances; unset: they lie in [0, 1]."""
+    sound_maps: tuple[Path, ...] = ()
+    """Instead: maps of sound images, a thousandth of whose pixels is to exceed 0.5."""
+    annotations: tuple[Format, ...] = ()
+    """Write the masks as "coco" (annotations.json) or "labelme" (per image <name>_labelme.json), too."""
     output_dir: Path = Path("runs/refine")
     """The run folder, as that of `segment`."""
 
@@ -160,6 +166,8 @@ class RefineConfig(SamConfig):
         super().__post_init__()
         if len(self.maps) != len(self.images):
             raise UsageError(f"{len(self.maps)} maps for {len(self.images)} images; allowed: one map for each")
+        if self.range is not None and self.sound_maps:
+            raise UsageError(f"range={self.range!r} with sound_maps; allowed: either")
         if self.sam == NONE:
             raise UsageError(
                 f"sam={self.sam!r} refines nothing; allowed: embedded, or a file or folder of SAM's weights"

@@ -131,7 +131,7 @@ def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures)
             for index, path in enumerate(config.images)
         ]
         write_json(run.folder / "segmentations.json", records)
-        write_annotations(getattr(config, "annotations", ()), run.folder, names, records)
+        write_annotations(config.annotations, run.folder, names, records)
         show_summary(records)
     run.finish({"images": len(config.images), "failures": len(everybody)})
     if everybody:

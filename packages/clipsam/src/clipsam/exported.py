@@ -68,6 +68,8 @@ def to_onnx(model: ClipSAM, category: str) -> bytes:
         require(package)
     network = Exported(model, category).eval()
     example = torch.rand(2, 3, network.size, network.size, device=model.backbone.device)
+    with torch.no_grad():
+        network(example)  # makes what is kept, such as the position embedding of this size, before it is traced
     buffer, fast = BytesIO(), torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its fused operator has no counterpart in ONNX
     try:

@@ -13,6 +13,7 @@ from clipsam.mmr import MMRConfig
 from clipsam.pipeline import ClipSAM
 from clipsam.prompt_bank import PromptBank
 from clipsam.sam import SamSegmenter
+from clipsam.tiles import Tiling
 from frugal_shared.errors import RunError
 from frugal_shared.hub import hub_errors
 
@@ -31,7 +32,8 @@ def open_model(config: PipelineConfig) -> ClipSAM:
     bank = prompt_bank(config)
     if config.checkpoint == NONE:
         mmr = mmr_config(config, MMRConfig())
-        return ClipSAM(backbone_of(config, stages=(0,)), None, bank, segmenter, mmr=mmr)  # texts need no stage
+        model = ClipSAM(backbone_of(config, stages=(0,)), None, bank, segmenter, mmr=mmr)  # texts need no stage
+        return model.see_at(config.scales, tiling(config))
     folder = asset(HEADS) if config.checkpoint is None else Path(config.checkpoint)
     if not (folder / CONFIG).exists():
         raise RunError(f"checkpoint={str(folder)!r} holds no {CONFIG}; allowed: what `clipsam train` wrote, or none")
@@ -39,7 +41,12 @@ def open_model(config: PipelineConfig) -> ClipSAM:
     backbone = backbone_of(config, size=trained["image_size"], stages=tuple(trained["stages"]))
     model = ClipSAM.from_pretrained(folder, backbone=backbone, segmenter=segmenter, bank=bank)
     model.mmr = mmr_config(config, model.mmr)
-    return model
+    return model.see_at(config.scales, tiling(config))
+
+
+def tiling(config: PipelineConfig) -> Tiling | None:
+    """Return how images are cut, or None."""
+    return None if config.tiles is None else Tiling(config.tiles)
 
 
 def backbone_of(config: ClipConfig, *, stages: tuple[int, ...], size: int | None = None) -> Backbone:
@@ -82,8 +89,9 @@ def segmenter_of(config: SamConfig) -> SamSegmenter | None:
 
 def mmr_config(config: SamConfig, default: MMRConfig) -> MMRConfig:
     """Return the refinement's options: the user's where given, else the default's."""
-    threshold = default.threshold if config.threshold is None else config.threshold
-    return replace(default, mode=config.mode, threshold=threshold)
+    names = ("threshold", "min_area", "max_components", "points", "weight")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return replace(default, mode=config.mode, **given)
 
 
 def prompt_bank(config: ClipConfig) -> PromptBank | None:

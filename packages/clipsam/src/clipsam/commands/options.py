@@ -15,6 +15,7 @@ SAMS = (EMBEDDED, NONE, "vit_b", "vit_l", "vit_h")
 Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
 Dtype = Literal["fp32", "bf16", "fp16"]
+SMALLEST_TILE = 16  # pixels
 MOST_REFERENCES = 1000  # of each category: they stay in memory
 
 
@@ -60,11 +61,25 @@ class SamConfig(ModelConfig):
     """How masks and rough map are joined: "soft", or "paper" for the figure taken literally."""
     threshold: float | None = None
     """On the rough map, above which SAM is asked; unset: the checkpoint's, else 0.5."""
+    min_area: int | None = None
+    """Pixels of the image below which what exceeds the threshold is a speck; unset: the checkpoint's, else 4."""
+    max_components: int | None = None
+    """Of an image's components, how many SAM is asked about, the heaviest; unset: the checkpoint's, else 16."""
+    points: int | None = None
+    """Points in each component; unset: the checkpoint's, else 5."""
+    weight: float | None = None
+    """How much a mask that agrees with its component replaces the map; unset: the checkpoint's, else 0.7."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
         check_choice("sam", self.sam, SAMS)
+        given = [name for name in ("max_components", "points") if getattr(self, name) is not None]
+        check_positive(self, *given)
+        if self.min_area is not None and self.min_area < 0:
+            raise UsageError(f"min_area={self.min_area!r} is not possible; allowed: a number of pixels, 0 or more")
+        if self.weight is not None:
+            check_range("weight", self.weight, 0, 1)
         published = self.sam not in (EMBEDDED, NONE)
         if published and self.sam_weights is None:
             raise UsageError(f"sam={self.sam!r} needs its weights; allowed: --sam-weights FILE")
@@ -82,16 +97,37 @@ class PipelineConfig(SamConfig, ClipConfig):
 
     checkpoint: str | None = None
     """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
+    tiles: int | Literal["auto"] | None = None
+    """Cut larger images into overlapping tiles of this side in pixels, seen beside the whole; "auto": twice the side
+    of the square that CLIP sees; unset: no tiles."""
+    scales: tuple[int, ...] = ()
+    """Sides of the squares that CLIP sees, such as 224 448, whose maps are averaged; unset: image_size alone."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
+        if self.tiles is not None and self.tiles != "auto" and self.tiles < SMALLEST_TILE:
+            raise UsageError(f"tiles={self.tiles!r} is not possible; allowed: {SMALLEST_TILE} or more, or auto")
         if self.checkpoint is None and self.clip != EMBEDDED:
             raise UsageError(f"clip={self.clip!r} has no embedded heads; allowed: --checkpoint FOLDER, or none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(PipelineConfig):
+class ImageConfig(RunConfig):
+    """Options of the commands that read images."""
+
+    bits: int | None = None
+    """Bits that 16-bit grey images fill, such as a camera's 12; unset: what the files say, or their greatest value."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.bits is not None:
+            check_range("bits", self.bits, 8, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(PipelineConfig, ImageConfig):
     """Segment the anomalies in images: maps, masks, overlays and a JSON."""
 
     images: Annotated[tuple[Path, ...], Positional] = ()
@@ -114,7 +150,7 @@ class SegmentConfig(PipelineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineConfig(SamConfig):
+class RefineConfig(SamConfig, ImageConfig):
     """Refine anomaly maps of any method with SAM."""
 
     images: Annotated[tuple[Path, ...], Positional] = ()

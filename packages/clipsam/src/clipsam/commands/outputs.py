@@ -8,6 +8,7 @@ could not be read is listed with its "error" and does not stop the others.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from clipsam.commands.options import RefineConfig, SegmentConfig
+from clipsam.mmr import CutOff
 from clipsam.pictures import overlay
 from clipsam.pipeline import Segmentation
 from frugal_shared.checkpoint import read_json, write_bytes, write_json
@@ -96,6 +98,7 @@ def write_outputs(
         "threshold": threshold,
         "boxes": found.boxes.tolist(),
         "mask_scores": found.mask_scores.tolist(),
+        "cut_off": asdict(found.cut_off),
         **{kind: output(folder, name, f"{kind}.png").name for kind in pictures},
     }
     write_json(output(folder, name, "found.json"), record)
@@ -124,12 +127,21 @@ def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures)
             for index, path in enumerate(config.images)
         ]
         write_json(run.folder / "segmentations.json", records)
+        tell_cut_off(records)
     run.finish({"images": len(config.images), "failures": len(everybody)})
     if everybody:
         reasons = [everybody[index] for index in sorted(everybody)]
         if run.accelerator.is_main_process:
             show_failures(reasons)
         raise RunError(f"{len(everybody)} of {len(config.images)} images could not be used: {'; '.join(reasons)}")
+
+
+def tell_cut_off(records: Iterable[dict[str, Any]]) -> None:
+    """Print how many components SAM was not asked about, if any."""
+    counts = [record["cut_off"] for record in records if any(record.get("cut_off", {}).values())]
+    if counts:
+        total = CutOff(**{option: sum(count[option] for count in counts) for option in counts[0]})
+        Console(soft_wrap=True).print(f"not refined in {len(counts)} images: components above the threshold, {total}")
 
 
 def show_failures(reasons: Iterable[str]) -> None:

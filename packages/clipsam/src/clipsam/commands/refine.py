@@ -10,7 +10,7 @@ from clipsam import mmr
 from clipsam.commands.models import mmr_config, segmenter_of
 from clipsam.commands.options import RefineConfig
 from clipsam.commands.outputs import conclude, is_done, require_images, unique_names, write_outputs
-from clipsam.data.images import read_image
+from clipsam.data.images import camera_bits, read_image
 from clipsam.pipeline import Segmentation, image_score
 from clipsam.promptable import Segmenter
 from frugal_shared.errors import UsageError
@@ -34,6 +34,7 @@ def main(config: RefineConfig) -> None:
     if segmenter is None:
         raise UsageError(f"sam={config.sam!r} refines nothing; allowed: embedded, vit_b, vit_l, vit_h")
     options = mmr_config(config, mmr.MMRConfig())
+    bits = config.bits or camera_bits(config.images)
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator
         segmenter.to(accelerator.device)
@@ -42,25 +43,28 @@ def main(config: RefineConfig) -> None:
         for [index] in run.progress(shares, desc="refine"):
             if not is_done(config.output_dir, names[index]):
                 try:
-                    refine_one(config, index, names[index], segmenter, options)
+                    refine_one(config, index, names[index], segmenter, options, bits)
                 except ImageError as error:
                     failures[index] = str(error)
         conclude(config, run, failures)
 
 
-def refine_one(config: RefineConfig, index: int, name: str, segmenter: Segmenter, options: mmr.MMRConfig) -> None:
+def refine_one(
+    config: RefineConfig, index: int, name: str, segmenter: Segmenter, options: mmr.MMRConfig, bits: int | None
+) -> None:
     """Refine one map and write what came out.
 
     Raises:
         ImageError: the image or the map cannot be used.
     """
-    image = read_image(config.images[index])
+    image = read_image(config.images[index], bits)
     rough = read_map(config.maps[index], image)
     try:
         refined = mmr.refine(image, rough, segmenter, options)
     except ValueError as error:  # what a segmenter refuses
         raise ImageError(f"{config.images[index]}: {error}") from error
-    found = Segmentation(refined.anomaly_map, rough, image_score(rough), refined.boxes, refined.masks, refined.scores)
+    masks = refined.boxes, refined.masks, refined.scores
+    found = Segmentation(refined.anomaly_map, rough, image_score(rough), *masks, refined.cut_off)
     record = {"image": str(config.images[index]), "category": None}
     write_outputs(config.output_dir, name, record, image, found, options.threshold)
 

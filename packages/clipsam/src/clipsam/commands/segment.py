@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from clipsam.commands.models import open_model
 from clipsam.commands.options import SegmentConfig
 from clipsam.commands.outputs import Failures, conclude, is_done, require_images, unique_names, write_outputs
-from clipsam.data.images import read_image
+from clipsam.data.images import camera_bits, read_image
 from clipsam.memory import Memory
 from clipsam.pipeline import ClipSAM
 from frugal_shared.errors import RunError, UsageError
@@ -26,20 +26,26 @@ def main(config: SegmentConfig) -> None:
         RunError: some of the images could not be read; all others are done.
     """
     require_images(config.images)
-    model, references = open_model(config), read_references(config)
+    bits = config.bits or camera_bits((*config.images, *config.references))
+    model, references = open_model(config), read_references(config, bits)
     if references and model.umci is None:
         raise UsageError(f"{len(references)} references need heads; allowed: none with checkpoint='none'")
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator
         model.to(accelerator.device)
         memory = model.remember(references) if references else None
-        shares = chunks(len(config.images), config.batch_size, accelerator.process_index, accelerator.num_processes)
-        failures = segment_images(model, config, run.progress(list(shares), desc="segment"), memory)
+        batch = config.batch_size if config.tiles is None else 1  # tiles are batches of their own
+        shares = chunks(len(config.images), batch, accelerator.process_index, accelerator.num_processes)
+        failures = segment_images(model, config, run.progress(list(shares), desc="segment"), memory, bits)
         conclude(config, run, failures)
 
 
 def segment_images(
-    model: ClipSAM, config: SegmentConfig, shares: Iterable[range], memory: Memory | None = None
+    model: ClipSAM,
+    config: SegmentConfig,
+    shares: Iterable[range],
+    memory: Memory | None = None,
+    bits: int | None = None,
 ) -> Failures:
     """Segment some of the images of the command line, given by their numbers, and write what was found.
 
@@ -50,7 +56,7 @@ def segment_images(
         missing = {index for index in share if not is_done(config.output_dir, names[index])}
         if not missing:
             continue
-        images = read_images(config.images, share, failures)
+        images = read_images(config.images, share, failures, bits)
         scored = model.scored(list(images.values()), config.category, memory) if images else []
         for (index, image), (anomaly_map, score) in zip(images.items(), scored):
             if index not in missing:
@@ -65,25 +71,27 @@ def segment_images(
     return failures
 
 
-def read_references(config: SegmentConfig) -> list[NDArray[np.uint8]]:
+def read_references(config: SegmentConfig, bits: int | None = None) -> list[NDArray[np.uint8]]:
     """Return the references.
 
     Raises:
         RunError: names those that cannot be read, since without them every score would be another.
     """
     failures: Failures = {}
-    images = read_images(config.references, range(len(config.references)), failures)
+    images = read_images(config.references, range(len(config.references)), failures, bits)
     if failures:
         raise RunError(f"{len(failures)} references could not be used: {'; '.join(failures.values())}")
     return list(images.values())
 
 
-def read_images(paths: Sequence[Path], numbers: Iterable[int], failures: Failures) -> dict[int, NDArray[np.uint8]]:
+def read_images(
+    paths: Sequence[Path], numbers: Iterable[int], failures: Failures, bits: int | None = None
+) -> dict[int, NDArray[np.uint8]]:
     """Return those of the numbered images that can be read; of the others ``failures`` says why."""
     images = {}
     for index in numbers:
         try:
-            images[index] = read_image(paths[index])
+            images[index] = read_image(paths[index], bits)
         except ImageError as error:
             failures[index] = str(error)
     return images

@@ -17,7 +17,7 @@ shows SAM the surroundings of the components, not the whole, in which a small de
 
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -45,7 +45,7 @@ class MMRConfig:
         threshold: on the rough map, in (0, 1); lower prompts more often and finds fainter anomalies.
         points: k, positive points in each component.
         weight: w in [0, 1], how much a mask that agrees perfectly replaces the rough map ("soft").
-        max_components: of the components, those with the largest sum of scores are used.
+        max_components: of the components, those with the highest score are used.
         min_area: pixels of the image below which a component is a speck.
         max_area: share of the image above which a component is no object to ask SAM for.
         seed: of the random points.
@@ -107,7 +107,7 @@ class Refinement:
 
     Args:
         anomaly_map: ``(H, W)`` float32 in [0, 1].
-        boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ in pixels, ends exclusive: one for each component, the largest first.
+        boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ in pixels, ends exclusive: one for each component, the highest score first.
         points: ``(K, k, 2)``, x y in pixels.
         masks: ``(K, H, W)`` bool, SAM's best mask of each component.
         scores: ``(K,)``, SAM's score of that mask × its agreement with the component, in [0, 1].
@@ -119,7 +119,7 @@ class Refinement:
     points: NDArray[np.float32]
     masks: NDArray[np.bool_]
     scores: NDArray[np.float32]
-    cut_off: CutOff = CutOff()
+    cut_off: CutOff = field(default_factory=CutOff)
 
 
 def refine(
@@ -190,15 +190,15 @@ def check(image: NDArray[np.uint8], rough: NDArray[np.float32]) -> None:
 
 
 def find_components(rough: NDArray[np.float32], config: MMRConfig) -> tuple[list[Component], CutOff]:
-    """Return the connected components above the threshold, those with the largest sum of scores first.
+    """Return the connected components above the threshold, those with the highest score first, and what is left out.
 
-    And how many there are beside them.
+    Not those with the largest sum of scores: in a large image any wide, faint area has more of it than a small defect.
     """
     labels, count = ndimage.label(rough > config.threshold, EIGHT_CONNECTED)  # pyright: ignore[reportGeneralTypeIssues]
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    masses = np.bincount(labels.ravel(), rough.ravel(), count + 1)[1:]
+    peaks = ndimage.maximum(rough, labels, np.arange(1, count + 1))
     small, large = areas < config.min_area, areas > config.max_area * rough.size
-    ranked = sorted(np.flatnonzero(~small & ~large), key=lambda index: -masses[index])
+    ranked = sorted(np.flatnonzero(~small & ~large), key=lambda index: -peaks[index])
     kept = ranked[: config.max_components]
     windows = ndimage.find_objects(labels)
     cut_off = CutOff(int(small.sum()), int(large.sum()), len(ranked) - len(kept))

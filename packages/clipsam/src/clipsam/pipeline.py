@@ -53,7 +53,7 @@ class Segmentation:
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     masks: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
     mask_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
-    cut_off: CutOff = CutOff()
+    cut_off: CutOff = field(default_factory=CutOff)
 
 
 class ClipSAM:
@@ -206,7 +206,9 @@ class ClipSAM:
                 return {"clip": text, "umci": self._without_heads(text, memory)}
             maps, counted = self._rough_and_counted(patches, category)
             found = {"clip": text, "umci": scored_by(counted, maps, few)}
-            return found if memory is None else found | {"memory": scored_by(memory.weighted(counted, patches), maps, few)}
+            return (
+                found if memory is None else found | {"memory": scored_by(memory.weighted(counted, patches), maps, few)}
+            )
 
         return self._seen(images, see, memory)
 

@@ -8,7 +8,7 @@ than a tile, in the whole alone. The image's score is the highest of its views':
 Two arrays of the image's size are kept, whatever the number of tiles.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Literal

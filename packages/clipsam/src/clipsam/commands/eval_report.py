@@ -101,7 +101,8 @@ def eval_page(found: Sequence[Evaluation], config: EvalConfig, model: ClipSAM) -
 
 def provenance_note(config: EvalConfig, model: ClipSAM) -> str:
     """Return what the heads were trained on, and how to read the figures."""
-    texts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in model.provenance.items()}
+    said = {key: value for key, value in model.provenance.items() if key != "files"}  # only hashes
+    texts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in said.items()}
     trained = "; ".join(f"{key} {text}" for key, text in texts.items()) or "none, or of unknown origin"
     return (
         f"UMCI heads: {trained}. {'Zero-shot: none of it is evaluated here. ' if config.zero_shot else ''}"

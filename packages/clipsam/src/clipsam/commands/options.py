@@ -64,7 +64,7 @@ class SamConfig(ModelConfig):
     min_area: int | None = None
     """Pixels of the image below which what exceeds the threshold is a speck; unset: the checkpoint's, else 4."""
     max_components: int | None = None
-    """Of an image's components, how many SAM is asked about, the heaviest; unset: the checkpoint's, else 16."""
+    """Of an image's components, how many SAM is asked about, the highest; unset: the checkpoint's, else 16."""
     points: int | None = None
     """Points in each component; unset: the checkpoint's, else 5."""
     weight: float | None = None
@@ -124,6 +124,27 @@ class ImageConfig(RunConfig):
         super().__post_init__()
         if self.bits is not None:
             check_range("bits", self.bits, 8, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig(ImageConfig):
+    """Options of the commands that read data sets in folders."""
+
+    mask_dir: Path | None = None
+    """Folder of masks, named like the images of the one data folder; unset: where its layout has them."""
+    category: str | None = None
+    """What all images in folders show, such as "metal nut"; unset: what the folders are called."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.category is not None and not self.category.strip():
+            raise UsageError(f"category={self.category!r} is empty; allowed: a word such as 'object'")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the readers of folders take."""
+        return {"mask_dir": self.mask_dir, "category": self.category, "bits": self.bits}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +221,7 @@ class RecipeConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ClipConfig, RecipeConfig):
+class TrainConfig(ClipConfig, RecipeConfig, FolderConfig):
     """Train UMCI on a frozen CLIP."""
 
     output_dir: Path = Path("runs/train")
@@ -251,7 +272,7 @@ class TrainSamConfig(RecipeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(PipelineConfig):
+class EvalConfig(PipelineConfig, FolderConfig):
     """Evaluate a checkpoint on data sets: table, CSV, JSON and a report with the worst cases."""
 
     output_dir: Path = Path("runs/eval")

@@ -47,7 +47,7 @@ def camera_bits(paths: Iterable[str | Path]) -> int | None:
         try:
             with opened(path) as image:
                 if image.mode.startswith("I;16"):
-                    used = max(used, stated_bits(path, image) or int(np.max(image)).bit_length())
+                    used = max(used, stated_bits(path, image) or int(np.asarray(image).max()).bit_length())
         except ImageError:
             continue  # told when it is read
         if used > DEPTHS[-1]:
@@ -111,8 +111,9 @@ def is_defect(values: NDArray, *, exact: bool) -> NDArray[np.bool_]:
     levels = levels[levels > 0]
     if not len(levels):
         return np.zeros(values.shape, bool)
-    few = len(levels) <= MOST_NUMBERS and (levels[-1] <= LARGEST_NUMBER or levels[0] * FAINT >= levels[-1])
-    return values > (0 if exact and few else levels[-1] / 2)
+    least, greatest = float(levels[0]), float(levels[-1])
+    numbers = len(levels) <= MOST_NUMBERS and (greatest <= LARGEST_NUMBER or least * FAINT >= greatest)
+    return values > (0 if exact and numbers else greatest / 2)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -349,6 +349,11 @@ class ImageMetrics:
             "image_f1_max": curve.f1_max()[0],
         }
 
+    def threshold(self) -> float:
+        """Return the score from which on images are called anomalous for the best F1; NaN if none is."""
+        scores, anomalous = np.array(self.scores), np.array(self.anomalous, bool)
+        return sorted_curve(scores, anomalous, np.zeros(len(scores)), 0).f1_max()[1]
+
     def auroc_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return a confidence interval of the image AUROC (DeLong, DeLong & Clarke-Pearson, Biometrics 44, 1988).
 

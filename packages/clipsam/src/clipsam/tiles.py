@@ -106,8 +106,10 @@ def averaged(each: Sequence[Seen]) -> Seen:
 
 def mean_of(looks: Sequence[Scored]) -> Scored:
     """Return the mean map and the mean score of several looks at one image."""
-    maps, scores = zip(*looks)
-    return np.mean(maps, axis=0, dtype=np.float32), float(np.mean(scores))
+    total = np.zeros_like(looks[0][0])
+    for anomaly_map, _ in looks:
+        total += anomaly_map
+    return total / np.float32(len(looks)), float(np.mean([score for _, score in looks]))
 
 
 class Blend:

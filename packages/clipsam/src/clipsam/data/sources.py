@@ -155,9 +155,8 @@ def open_references(name: str, count: int, seed: int, reading: Mapping[str, Any]
         return Painted(count * len(PHOTOGRAPHS), seed=seed, defect_share=REFERENCE_DEFECTS)
     if name == CELLS or name in ELPV:
         return some_of(training_cells(name), count, seed)
-    return some_of(
-        load_folder(name, "train", require_normal=False, **(dict(reading) | {"mask_dir": None})), count, seed
-    )
+    unmasked: dict[str, Any] = {**reading, "mask_dir": None}  # references have no labels
+    return some_of(load_folder(name, "train", require_normal=False, **unmasked), count, seed)
 
 
 def some_of(data: AnomalyData, count: int, seed: int) -> Subset:

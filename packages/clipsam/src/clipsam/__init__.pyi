@@ -6,6 +6,7 @@ from .pipeline import ClipSAM, Segmentation
 from .prompt_bank import PromptBank
 from .promptable import Embedding, Prompts, Segmenter
 from .sam import SamSegmenter
+from .tiles import Tiling
 
 __version__: str
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "SamSegmenter",
     "Segmentation",
     "Segmenter",
+    "Tiling",
     "evaluate",
     "refine",
 ]

@@ -1,12 +1,14 @@
 """Large images: tiles cover them, no seam shows, what is small in the whole is found, and scales are averaged."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from clipsam.commands.models import tiling
-from clipsam.commands.options import SegmentConfig
+from clipsam.commands.options import EvalConfig, SegmentConfig
 from clipsam.memory import Memory
 from clipsam.pipeline import ClipSAM
 from clipsam.tiles import Tiling, averaged, seen_in_tiles, starts, tiles_of
@@ -140,3 +142,8 @@ def test_options_of_the_command_line():
     assert tiling(SegmentConfig(tiles="auto")) == Tiling() and tiling(SegmentConfig(tiles=448)) == Tiling(448)
     with pytest.raises(UsageError, match="tiles=8 is not possible; allowed: 16 or more, or auto"):
         SegmentConfig(tiles=8)
+    for options in ({"tiles": 64}, {"tiles": "auto"}, {"scales": (224, 448)}):
+        with pytest.raises(UsageError, match=r"references with tiles=.*allowed: either"):
+            SegmentConfig(references=(Path("a.png"),), **options)
+        with pytest.raises(UsageError, match=r"references with tiles=.*allowed: either"):
+            EvalConfig(references=2, **options)

@@ -112,6 +112,12 @@ class PipelineConfig(SamConfig, ClipConfig):
             raise UsageError(f"clip={self.clip!r} has no embedded heads; allowed: --checkpoint FOLDER, or none")
 
 
+def check_one_view(config: PipelineConfig, references: bool) -> None:
+    """Refuse references, whose patches are seen at one scale, beside images that are seen at others."""
+    if references and (config.tiles is not None or len(config.scales) > 1):
+        raise UsageError(f"references with tiles={config.tiles!r}, scales={config.scales!r}; allowed: either")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig(RunConfig):
     """Options of the commands that read images."""
@@ -166,6 +172,7 @@ class SegmentConfig(PipelineConfig, ImageConfig):
         """Check the values."""
         super().__post_init__()
         check_positive(self, "batch_size")
+        check_one_view(self, bool(self.references))
         if not self.category.strip():
             raise UsageError(f"category={self.category!r} is empty; allowed: a word such as 'object'")
 
@@ -300,6 +307,7 @@ class EvalConfig(PipelineConfig, FolderConfig):
         check_positive(self, "samples", "batch_size")
         check_range("fpr_limit", self.fpr_limit, 1e-6, 1)
         check_range("references", self.references, 0, MOST_REFERENCES)
+        check_one_view(self, self.references > 0)
         if self.references and self.zero_shot:
             raise UsageError(f"references={self.references!r} with zero_shot is not zero-shot; allowed: either")
         for name, given in (("data", self.data), ("stages", self.stages)):

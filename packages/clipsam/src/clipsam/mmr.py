@@ -165,8 +165,11 @@ def refine_region(
     prompts: Prompts,
     segmenter: Segmenter,
     config: MMRConfig,
-) -> tuple[Tensor, NDArray[np.bool_], NDArray[np.float32]]:
-    """Return the refined map ``(h, w)`` of an image or a part of it, its K masks ``(K, h, w)`` and their scores."""
+) -> tuple[Tensor, Iterator[NDArray[np.bool_]], NDArray[np.float32]]:
+    """Return the refined map ``(h, w)`` of an image or a part of it, its K masks ``(h, w)`` and their scores.
+
+    One mask at a time: all of a large image's at once would take gigabytes.
+    """
     embedding = segmenter.embed(image)
     logits, scores = segmenter.decode(embedding, prompts)
     levels, scores = by_component(logits), by_component(scores)  # (K, 2M, h, w) and (K, 2M)
@@ -175,8 +178,9 @@ def refine_region(
     combine = literal if config.mode == "paper" else soft
     final = combine(rough, levels, scores, agreement, inside, segmenter, embedding, config)
     trust, best = (scores * agreement).max(1)
-    masks = segmenter.to_masks(levels[torch.arange(len(levels)), best], embedding)
-    return final, masks.numpy(), trust.numpy()
+    chosen = levels[torch.arange(len(levels)), best]
+    masks = (segmenter.to_masks(level[None], embedding)[0].numpy() for level in chosen)
+    return final, masks, trust.numpy()
 
 
 def check(image: NDArray[np.uint8], rough: NDArray[np.float32]) -> None:

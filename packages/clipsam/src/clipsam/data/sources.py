@@ -79,13 +79,13 @@ def held_back_rows(data: Folder, count: int) -> tuple[int, ...]:
     Raises:
         ValueError: fewer than two defective images have masks: one to train on and one to validate on.
     """
-    kinds = [
-        [row for row, e in enumerate(data.entries) if e.has_mask and e.is_anomalous == bad] for bad in (False, True)
-    ]
-    if len(kinds[1]) < 2:
-        raise UsageError(f"data={data.name!r} has {len(kinds[1])} defective images with masks; allowed: 2 or more")
-    every = max(5, sum(map(len, kinds)) // count)
-    return tuple(sorted(row for rows in kinds for row in rows[::every]))
+    known = [(row, entry.is_anomalous) for row, entry in enumerate(data.entries) if entry.has_mask]
+    defective = [row for row, is_anomalous in known if is_anomalous]
+    if len(defective) < 2:
+        raise UsageError(f"data={data.name!r} has {len(defective)} defective images with masks; allowed: 2 or more")
+    ordered = [row for row, is_anomalous in known if not is_anomalous] + defective
+    rows = ordered[:: max(5, len(ordered) // count)]
+    return tuple(sorted(rows if set(rows) & set(defective) else [*rows, defective[0]]))
 
 
 def check_mask_dir(names: Iterable[str], reading: Mapping[str, Any]) -> None:

@@ -360,3 +360,32 @@ def test_with_references_nothing_is_zero_shot(tmp_path):
 def test_the_command_is_what_was_asked(tmp_path):
     config = EvalConfig(data=("a b", "cells"), seed=3, zero_shot=True, sam="none", output_dir=tmp_path)
     assert command(config) == "clipsam eval --seed 3 --sam none --data 'a b' cells --zero-shot"
+
+
+def test_the_thresholds_are_those_of_the_best_f1(model):
+    data = Made()
+    rows, pixels, scored = evaluate(model, data, ("umci",)).rows, PixelMetrics(), []
+    for index, entry in enumerate(data.entries):
+        [(anomaly_map, score)] = model.scored([data[index].image], entry.category)
+        pixels.update(anomaly_map, data[index].mask)
+        scored.append((score, entry.is_anomalous))
+    row = row_of(rows, "umci")
+    assert row["threshold"] == pytest.approx(pixels.compute()["threshold"], abs=1e-4)
+
+    def f1(threshold):
+        found = [(score >= threshold - 1e-6, bad) for score, bad in scored]
+        hits = sum(called and bad for called, bad in found)
+        return 2 * hits / (sum(called for called, _ in found) + sum(bad for _, bad in found))
+
+    assert f1(row["image_threshold"]) == pytest.approx(max(f1(score) for score, _ in scored))
+    of_one_kind = evaluate(model, Made((("bolt", GOOD),) * 2), ("umci",)).rows
+    assert math.isnan(row_of(of_one_kind, "umci")["image_threshold"])
+
+
+def test_a_category_of_the_command_line_is_all_folders(tmp_path, model, monkeypatch):
+    folder_of_images(tmp_path / "set_7")
+    asked = []
+    monkeypatch.setattr(model, "scored", lambda images, category, memory=None: asked.append(category) or ClipSAM.scored(model, images, category))  # fmt: skip  # noqa: E501
+    options = {"data": (str(tmp_path / "set_7"),), "stages": ("umci",), "output_dir": tmp_path / "out"}
+    evaluating.main(EvalConfig(**options, category="metal nut"))
+    assert set(asked) == {"metal nut"}

@@ -143,3 +143,11 @@ def test_bad_images_and_an_untrained_save_are_refused(clipsam, backbone, tmp_pat
         clipsam.segment([np.zeros((4, 4, 3))], "nut")
     with pytest.raises(ValueError, match="umci=None"):
         ClipSAM(backbone).save_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_when_specks_were_a_share_of_the_image_opens(clipsam, backbone, tmp_path):
+    clipsam.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config["mmr"] = {"min_area": 2e-4, "threshold": 0.4}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert ClipSAM.from_pretrained(tmp_path, backbone=backbone).mmr == MMRConfig(threshold=0.4)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from clipsam.commands import refine as refining
 from clipsam.commands import segment as segmenting
+from clipsam.commands.models import mmr_config
 from clipsam.commands.options import RefineConfig, SegmentConfig
 from clipsam.commands.outputs import OUTPUTS, unique_names
 from clipsam.commands.segment import segment_images
@@ -18,6 +19,7 @@ from clipsam.mmr import MMRConfig, refine
 from clipsam.pictures import overlay
 from clipsam.pipeline import ClipSAM
 from clipsam.sam import SamSegmenter
+from clipsam.tiles import Tiling
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
 
@@ -345,3 +347,54 @@ def test_watching_goes_on_until_it_is_stopped(tmp_path, monkeypatch):
     assert json.loads((config.output_dir / "results.json").read_text()) == {"images": 4, "failures": 0}
     with pytest.raises(UsageError, match="watch=True without a folder"):
         segmenting.main(SegmentConfig(images=(tmp_path / "in" / "first.png",), watch=True))
+
+
+# --- large images, deep images, and what was cut off ---
+
+
+def test_large_images_are_seen_in_tiles(tmp_path, model, monkeypatch):
+    large, small = picture(tmp_path / "large.png", 90, 150), picture(tmp_path / "small.png", 30, 40)
+    options = {"images": (large, small), "batch_size": 2}
+    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "whole"))
+    monkeypatch.setattr(model, "tiling", Tiling(64))
+    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "tiles", tiles=64))
+    [expected] = model.segment([read_image(large)], "object")
+    whole, tiles = (listed(tmp_path / name) for name in ("whole", "tiles"))
+    assert tiles[0]["score"] == pytest.approx(expected.score) != whole[0]["score"]
+    assert tiles[1] == whole[1]
+
+
+def test_a_camera_of_12_bits_is_not_black(tmp_path, model, caplog):
+    bright = np.random.default_rng(1).integers(0, 256, (40, 52), dtype=np.uint8)
+    for name, values in (("plain", bright), ("deep", bright.astype(np.uint16) * 16)):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    scores = {}
+    for name, options in (("plain", {}), ("deep", {}), ("deep", {"bits": 16})):
+        config = SegmentConfig(
+            images=(tmp_path / f"{name}.png",), output_dir=tmp_path / "out", overwrite=True, **options
+        )
+        segmenting.main(config)
+        scores[name, *options] = listed(config.output_dir)[0]["score"]
+    assert "12 bits: 4095 is taken for white" in caplog.text
+    assert scores["deep",] == pytest.approx(scores["plain",], abs=1e-3)
+    assert abs(scores["deep", "bits"] - scores["plain",]) > 1e-3
+
+
+def test_what_sam_was_not_asked_about_is_written_and_printed(tmp_path, model, capsys):
+    image, path, rough = pairs(tmp_path)
+    rough[30:34, 30:34] = rough[0, 0] = 0.8
+    np.save(path, rough)
+    options = {"images": (image,), "maps": (path,), "output_dir": tmp_path / "out"}
+    refining.main(RefineConfig(**options, max_components=1, min_area=2))
+    [record] = listed(tmp_path / "out")
+    assert record["cut_off"] == {"min_area": 1, "max_area": 0, "max_components": 1}
+    assert "not refined in 1 images: components above the threshold, 1 by min_area, 1 by max_components" in capsys.readouterr().out  # fmt: skip  # noqa: E501
+
+
+def test_options_of_the_refinement_reach_it():
+    options = {"min_area": 9, "max_components": 3, "points": 2, "weight": 0.5, "threshold": 0.4}
+    found = mmr_config(RefineConfig(**options), MMRConfig(seed=5))
+    assert found == MMRConfig(seed=5, **options) and mmr_config(RefineConfig(), MMRConfig(points=7)).points == 7
+    for wrong in ({"min_area": -1}, {"max_components": 0}, {"points": 0}, {"weight": 1.5}):
+        with pytest.raises(UsageError, match="allowed"):
+            RefineConfig(**wrong)

@@ -9,6 +9,7 @@ from .prompt_bank import PromptBank
 from .promptable import Embedding, Prompts, Segmenter
 from .sam import PromptableNetwork, SamSegmenter, TransformersSegmenter
 from .sam_files import open_segmenter
+from .tiles import Tiling
 
 __version__: str
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SamSegmenter",
     "Segmentation",
     "Segmenter",
+    "Tiling",
     "TransformersSegmenter",
     "evaluate",
     "open_backbone",

@@ -184,9 +184,14 @@ class Backbone(TowerPrecision):
         """Stay in eval mode: nothing in here is ever trained."""
         return super().train(False)
 
-    def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return an image ``(H, W, 3)``, RGB in 0..255, as the model takes it: ``(3, S, S)``, squashed, normalised."""
-        square = Image.fromarray(image).resize([self.image_size] * 2, Image.Resampling.BICUBIC)
+    def preprocess(self, image: NDArray[np.uint8], side: int | None = None) -> Tensor:
+        """Return an image ``(H, W, 3)``, RGB in 0..255, as the model takes it: ``(3, S, S)``, squashed, normalised.
+
+        Args:
+            image: of any size.
+            side: S, a multiple of the patch; unset: the usual one.
+        """
+        square = Image.fromarray(image).resize([side or self.image_size] * 2, Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(square)).float() / 255
         return ((pixels - self.mean) / self.std).permute(2, 0, 1)
 

@@ -100,7 +100,10 @@ def described_options(folder: Path, description: dict[str, Any]) -> tuple[Prompt
     """
     try:
         bank = PromptBank(**{name: tuple(sentences) for name, sentences in description["bank"].items()})
-        return bank, MMRConfig(**description["mmr"])
+        mmr = description["mmr"]
+        if 0 < mmr.get("min_area", 0) < 1:  # a share of the image, in checkpoints of before it was pixels
+            mmr = {name: value for name, value in mmr.items() if name != "min_area"}
+        return bank, MMRConfig(**mmr)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(folder / CONFIG)!r} describes no such checkpoint: {error}") from error
 

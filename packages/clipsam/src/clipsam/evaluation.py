@@ -1,7 +1,8 @@
 """How well each stage of the pipeline finds the anomalies of a data set.
 
 A row is one stage on one category of one data set. The category "all" is the mean over the categories, which is what
-the literature's tables hold; the curves are of all pixels together. What is not defined, such as pixel metrics without
+the literature's tables hold; the curves are of all pixels together, and so are the row's thresholds, those of the best
+F1: on the same images that the F1 is of, so that it flatters. What is not defined, such as pixel metrics without
 masks, is NaN.
 
 ============  ==========================================================================================
@@ -37,7 +38,9 @@ ALL = "all"
 PIXEL_COLUMNS = ("auroc", "f1_max", "ap", "aupro", "aupro_legacy200")
 IMAGE_COLUMNS = ("image_auroc", "image_ap", "image_f1_max")
 INTERVAL = ("image_auroc_low", "image_auroc_high")
-COLUMNS: tuple[str, ...] = ("stage", "dataset", "category", *PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL, "images")
+THRESHOLDS = ("threshold", "image_threshold")
+FIGURES = (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL, *THRESHOLDS)
+COLUMNS: tuple[str, ...] = ("stage", "dataset", "category", *FIGURES, "images")
 DIGITS = 9  # of a result: the order in which processes are merged shows in the last bits of a sum
 MISSED, FALSE_ALARM = "missed", "false alarm"
 WORST = 6  # cases of each kind that are kept
@@ -253,11 +256,13 @@ class Tally:
         for stage in dict.fromkeys(stage for stage, _ in self.pixels):
             keys = [(stage, category) for category in data.categories if (stage, category) in self.pixels]
             own = [self._row(data.name, *key) for key in keys]
-            rows += [*own, mean_row(own)]
-            together = PixelMetrics(fpr_limit=self.fpr_limit)
+            together, images = PixelMetrics(fpr_limit=self.fpr_limit), ImageMetrics()
             for key in keys:
                 together.merge(self.pixels[key])
+                images.merge(self.images[key])
             curve = together.curve()
+            thresholds = curve.f1_max()[1], best_image_threshold(images)
+            rows += [*own, mean_row(own) | dict(zip(THRESHOLDS, (round(value, DIGITS) for value in thresholds)))]
             if curve.anomalous and curve.normal:
                 curves[stage] = curve
         return Evaluation(data.name, rows, curves, self.cases, sorted(self.failures))
@@ -267,9 +272,10 @@ class Tally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # "metrics are NaN": the table shows it
             values = pixels.compute() | images.compute() | dict(zip(INTERVAL, images.auroc_interval()))
+            values["image_threshold"] = best_image_threshold(images)
         if math.isnan(values["image_auroc"]):  # of one kind of images alone an AP is 1, or undefined
             values |= dict.fromkeys(IMAGE_COLUMNS, math.nan)
-        measured = {key: round(values[key], DIGITS) for key in (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL)}
+        measured = {key: round(values[key], DIGITS) for key in FIGURES}
         return {"stage": stage, "dataset": name, "category": category, **measured, "images": len(images.scores)}
 
 
@@ -303,6 +309,11 @@ def run_stages(
         segmented = [model.refined(image, *before) for image, before in zip(images, found["umci"])]
         found["mmr"] = [(one.anomaly_map, one.score) for one in segmented]
     return {stage: found[stage] for stage in (*stages, MEMORY) if stage in found}
+
+
+def best_image_threshold(images: ImageMetrics) -> float:
+    """Return the score from which on images are called defective for the best F1; NaN if they are all of one kind."""
+    return images.threshold() if 0 < sum(images.anomalous) < len(images.anomalous) else math.nan
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

@@ -5,7 +5,7 @@ clipsam = ClipSAM.from_pretrained("checkpoint", segmenter=open_segmenter("sam_vi
 found.anomaly_map, found.boxes, found.score
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -20,19 +20,16 @@ from clipsam.backbone import Backbone
 from clipsam.checkpoint import described_options, load_heads, read_description, save_heads
 from clipsam.clip_files import open_backbone
 from clipsam.memory import Memory
-from clipsam.mmr import MMRConfig, refine
+from clipsam.mmr import CutOff, MMRConfig, refine
 from clipsam.precision import TowerPrecision
 from clipsam.prompt_bank import PromptBank
 from clipsam.promptable import Segmenter
 from clipsam.rarity import by_rarity
+from clipsam.tiles import Scored, Seen, Tiling, averaged, seen_in_tiles
 from clipsam.umci import UMCIHead, rough_map
 
 TEMPERATURE = 0.07  # CLIP's own at the start of its training; of the map from texts alone
 TOP_SHARE = 0.01  # of the pixels, whose mean is the image's score: one wild pixel does not decide
-
-
-Scored = tuple[NDArray[np.float32], float]
-"""A map ``(H, W)`` and its image's score."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +45,7 @@ class Segmentation:
         boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ of the anomalous regions, in pixels; none without a segmenter.
         masks: ``(K, H, W)`` bool.
         mask_scores: ``(K,)`` in [0, 1].
+        cut_off: how many components of the rough map SAM was not asked about.
     """
 
     anomaly_map: NDArray[np.float32]
@@ -56,6 +54,7 @@ class Segmentation:
     boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     masks: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
     mask_scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    cut_off: CutOff = field(default_factory=CutOff)
 
 
 class ClipSAM(TowerPrecision):
@@ -69,6 +68,11 @@ class ClipSAM(TowerPrecision):
         mmr: options of the refinement.
         rarity: whether the heads' image score counts an anomaly by how rare it is in its image, see ``rarity.py``.
         provenance: what the heads were trained on, for reports: "data" is a list of data sets' names.
+        scales: sides of the squares that CLIP sees an image as, whose maps and scores are averaged; none: its own.
+        tiling: how images that are larger than a tile are cut, see ``tiles.py``; None: they are seen as a whole.
+
+    Raises:
+        ValueError: a scale that the CLIP cannot see.
     """
 
     def __init__(
@@ -81,11 +85,26 @@ class ClipSAM(TowerPrecision):
         mmr: MMRConfig | None = None,
         rarity: bool = False,
         provenance: dict[str, Any] | None = None,
+        scales: Sequence[int] = (),
+        tiling: Tiling | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.segmenter, self.rarity = backbone, segmenter, rarity
         self.umci = None if umci is None else umci.eval()
         self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
+        self.see_at(scales, tiling)
+
+    def see_at(self, scales: Sequence[int] = (), tiling: Tiling | None = None) -> Self:
+        """Choose at which scales, and in which tiles, images are seen from now on; return the pipeline.
+
+        Raises:
+            ValueError: a scale that the CLIP cannot see.
+        """
+        patch = self.backbone.patch
+        if any(side < patch or side % patch for side in scales) or len(set(scales)) < len(scales):
+            raise ValueError(f"scales={tuple(scales)!r} are not possible; allowed: different multiples of {patch}")
+        self.scales, self.tiling = tuple(scales) or (self.backbone.image_size,), tiling
+        return self
 
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Let CLIP's towers and SAM's image encoder compute in another number format; the rest stays in float32."""
@@ -136,13 +155,17 @@ class ClipSAM(TowerPrecision):
         """Return the rough map of every image with the image's score.
 
         Raises:
-            ValueError: an image of another shape, or a memory without heads.
+            ValueError: an image of another shape, or a memory without heads, with scales or with tiles.
         """
         if self.umci is None:
             return self._without_heads(with_scores(self.text_map(images, category)), memory)
-        patches = self.backbone.patches(self._batch(images))
-        maps, counted = self._rough_and_counted(patches, category)
-        return scored_by(counted if memory is None else memory.weighted(counted, patches), maps, images)
+
+        def see(few: Sequence[NDArray[np.uint8]], side: int) -> Seen:
+            patches = self.backbone.patches(self._batch(few, side))
+            maps, counted = self._rough_and_counted(patches, category)
+            return {"umci": scored_by(counted if memory is None else memory.weighted(counted, patches), maps, few)}
+
+        return self._seen(images, see, memory)["umci"]
 
     @torch.no_grad()
     def text_map(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[NDArray[np.float32]]:
@@ -151,7 +174,12 @@ class ClipSAM(TowerPrecision):
         In WinCLIP's manner (arXiv 2303.14814): windows of one, two and three patches are compared with the two
         language tokens, and the probabilities of all windows on a patch are averaged.
         """
-        return self._text_maps(self.backbone.joint(self._batch(images)), images, category)
+
+        def see(few: Sequence[NDArray[np.uint8]], side: int) -> Seen:
+            joint = self.backbone.joint(self._batch(few, side))
+            return {"clip": with_scores(self._text_maps(joint, few, category))}
+
+        return [anomaly_map for anomaly_map, _ in self._seen(images, see)["clip"]]
 
     @torch.no_grad()
     def every_stage(
@@ -160,17 +188,42 @@ class ClipSAM(TowerPrecision):
         """Return maps and scores by stage, with the tower run once: "clip", "umci", and "memory" if there is one.
 
         Raises:
-            ValueError: an image of another shape, or a memory without heads.
+            ValueError: an image of another shape, or a memory without heads, with scales or with tiles.
         """
-        patches, joint = self.backbone.patches_and_joint(self._batch(images))
-        text = with_scores(self._text_maps(joint, images, category))
-        if self.umci is None:
-            return {"clip": text, "umci": self._without_heads(text, memory)}
-        maps, counted = self._rough_and_counted(patches, category)
-        found = {"clip": text, "umci": scored_by(counted, maps, images)}
-        return (
-            found if memory is None else found | {"memory": scored_by(memory.weighted(counted, patches), maps, images)}
-        )
+
+        def see(few: Sequence[NDArray[np.uint8]], side: int) -> Seen:
+            patches, joint = self.backbone.patches_and_joint(self._batch(few, side))
+            text = with_scores(self._text_maps(joint, few, category))
+            if self.umci is None:
+                return {"clip": text, "umci": self._without_heads(text, memory)}
+            maps, counted = self._rough_and_counted(patches, category)
+            found = {"clip": text, "umci": scored_by(counted, maps, few)}
+            return (
+                found if memory is None else found | {"memory": scored_by(memory.weighted(counted, patches), maps, few)}
+            )
+
+        return self._seen(images, see, memory)
+
+    def _seen(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        see: Callable[[Sequence[NDArray[np.uint8]], int], Seen],
+        memory: Memory | None = None,
+    ) -> Seen:
+        """Return what is seen of images at every scale, of those that are larger than a tile in tiles."""
+        if memory is not None and (len(self.scales) > 1 or self.tiling is not None):
+            raise ValueError("a memory with several scales or tiles; allowed: one scale and no tiles")
+
+        def at_all_scales(few: Sequence[NDArray[np.uint8]]) -> Seen:
+            return averaged([see(few, side) for side in self.scales])
+
+        if self.tiling is None:
+            return at_all_scales(images)
+        side = self.tiling.side_for(max(self.scales))
+        if all(max(image.shape[:2]) <= side for image in images):
+            return at_all_scales(images)
+        each = [seen_in_tiles(image, side, self.tiling, at_all_scales) for image in images]
+        return {name: [one[name][0] for one in each] for name in each[0]}
 
     def _without_heads(self, text: list[Scored], memory: Memory | None) -> list[Scored]:
         if memory is not None:
@@ -196,13 +249,13 @@ class ClipSAM(TowerPrecision):
         if self.segmenter is None:
             return Segmentation(rough, rough, score)
         found = refine(image, rough, self.segmenter, self.mmr)
-        return Segmentation(found.anomaly_map, rough, score, found.boxes, found.masks, found.scores)
+        return Segmentation(found.anomaly_map, rough, score, found.boxes, found.masks, found.scores, found.cut_off)
 
-    def _batch(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def _batch(self, images: Sequence[NDArray[np.uint8]], side: int | None = None) -> Tensor:
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise ValueError(f"an image of shape {image.shape} and {image.dtype}; allowed: (H, W, 3) and uint8")
-        return torch.stack([self.backbone.preprocess(image) for image in images]).to(self.backbone.device)
+        return torch.stack([self.backbone.preprocess(image, side) for image in images]).to(self.backbone.device)
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write UMCI's weights and what they belong to; CLIP's and SAM's weights are not copied.

@@ -16,6 +16,7 @@ from clipsam.pipeline import ClipSAM, described_backbone
 from clipsam.prompt_bank import PromptBank
 from clipsam.sam import PromptableNetwork
 from clipsam.sam_files import open_segmenter
+from clipsam.tiles import Tiling
 from frugal_shared.errors import RunError
 from frugal_shared.hub import hub_errors
 
@@ -34,7 +35,8 @@ def open_model(config: PipelineConfig | ExportConfig) -> ClipSAM:
     bank = prompt_bank(config)
     if config.checkpoint == NONE:
         mmr = mmr_config(config, MMRConfig()) if isinstance(config, SamConfig) else None
-        return ClipSAM(backbone_of(config, stages=(0,)), None, bank, segmenter, mmr=mmr)  # texts need no stage
+        model = ClipSAM(backbone_of(config, stages=(0,)), None, bank, segmenter, mmr=mmr)  # texts need no stage
+        return seen_as_asked(model, config)
     folder = asset(HEADS) if config.checkpoint is None else Path(config.checkpoint)
     if not (folder / CONFIG).exists():
         raise RunError(f"checkpoint={str(folder)!r} holds no {CONFIG}; allowed: what `clipsam train` wrote, or none")
@@ -44,7 +46,17 @@ def open_model(config: PipelineConfig | ExportConfig) -> ClipSAM:
     model = ClipSAM.from_pretrained(folder, backbone=backbone, segmenter=segmenter, bank=bank)
     if isinstance(config, SamConfig):
         model.mmr = mmr_config(config, model.mmr)
-    return model
+    return seen_as_asked(model, config)
+
+
+def seen_as_asked(model: ClipSAM, config: PipelineConfig | ExportConfig) -> ClipSAM:
+    """Return the pipeline with the scales and tiles that the options ask for; an export has none."""
+    return model.see_at(config.scales, tiling(config)) if isinstance(config, PipelineConfig) else model
+
+
+def tiling(config: PipelineConfig) -> Tiling | None:
+    """Return how images are cut, or None."""
+    return None if config.tiles is None else Tiling(config.tiles)
 
 
 def own_clip(config: ClipConfig, folder: Path, trained: dict[str, Any]) -> Backbone | None:
@@ -96,8 +108,9 @@ def segmenter_of(config: SamConfig) -> PromptableNetwork | None:
 
 def mmr_config(config: SamConfig, default: MMRConfig) -> MMRConfig:
     """Return the refinement's options: the user's where given, else the default's."""
-    threshold = default.threshold if config.threshold is None else config.threshold
-    return replace(default, mode=config.mode, threshold=threshold)
+    names = ("threshold", "min_area", "max_components", "points", "weight")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    return replace(default, mode=config.mode, **given)
 
 
 def prompt_bank(config: ClipConfig) -> PromptBank | None:

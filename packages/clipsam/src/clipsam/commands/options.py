@@ -16,6 +16,7 @@ Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Format = Literal["coco", "labelme"]
+SMALLEST_TILE = 16  # pixels
 MOST_REFERENCES = 1000  # of each category: they stay in memory
 
 
@@ -73,12 +74,26 @@ class SamConfig(ModelConfig):
     """How masks and rough map are joined: "soft", or "paper" for the figure taken literally."""
     threshold: float | None = None
     """On the rough map, above which SAM is asked; unset: the checkpoint's, else 0.5."""
+    min_area: int | None = None
+    """Pixels of the image below which what exceeds the threshold is a speck; unset: the checkpoint's, else 4."""
+    max_components: int | None = None
+    """Of an image's components, how many SAM is asked about, the highest; unset: the checkpoint's, else 16."""
+    points: int | None = None
+    """Points in each component; unset: the checkpoint's, else 5."""
+    weight: float | None = None
+    """How much a mask that agrees with its component replaces the map; unset: the checkpoint's, else 0.7."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
         if self.sam not in (EMBEDDED, NONE) and not Path(self.sam).exists():
             raise UsageError(f"sam={self.sam!r} is no file or folder; allowed: {SAMS}")
+        given = [name for name in ("max_components", "points") if getattr(self, name) is not None]
+        check_positive(self, *given)
+        if self.min_area is not None and self.min_area < 0:
+            raise UsageError(f"min_area={self.min_area!r} is not possible; allowed: a number of pixels, 0 or more")
+        if self.weight is not None:
+            check_range("weight", self.weight, 0, 1)
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise UsageError(f"threshold={self.threshold!r} is not possible; allowed: between 0 and 1")
 
@@ -89,15 +104,63 @@ class PipelineConfig(SamConfig, ClipConfig):
 
     checkpoint: str | None = None
     """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
+    tiles: int | Literal["auto"] | None = None
+    """Cut larger images into overlapping tiles of this side in pixels, seen beside the whole; "auto": twice the side
+    of the square that CLIP sees; unset: no tiles."""
+    scales: tuple[int, ...] = ()
+    """Sides of the squares that CLIP sees, such as 224 448, whose maps are averaged; unset: image_size alone."""
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
         check_heads(self)
+        if self.tiles is not None and self.tiles != "auto" and self.tiles < SMALLEST_TILE:
+            raise UsageError(f"tiles={self.tiles!r} is not possible; allowed: {SMALLEST_TILE} or more, or auto")
+
+
+def check_one_view(config: PipelineConfig, references: bool) -> None:
+    """Refuse references, whose patches are seen at one scale, beside images that are seen at others."""
+    if references and (config.tiles is not None or len(config.scales) > 1):
+        raise UsageError(f"references with tiles={config.tiles!r}, scales={config.scales!r}; allowed: either")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(PipelineConfig):
+class ImageConfig(RunConfig):
+    """Options of the commands that read images."""
+
+    bits: int | None = None
+    """Bits that 16-bit grey images fill, such as a camera's 12; unset: what the files say, or their greatest value."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.bits is not None:
+            check_range("bits", self.bits, 8, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig(ImageConfig):
+    """Options of the commands that read data sets in folders."""
+
+    mask_dir: Path | None = None
+    """Folder of masks, named like the images of the one data folder; unset: where its layout has them."""
+    category: str | None = None
+    """What all images in folders show, such as "metal nut"; unset: what the folders are called."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.category is not None and not self.category.strip():
+            raise UsageError(f"category={self.category!r} is empty; allowed: a word such as 'object'")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the readers of folders take."""
+        return {"mask_dir": self.mask_dir, "category": self.category, "bits": self.bits}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(PipelineConfig, ImageConfig):
     """Segment the anomalies in images: maps, masks, overlays and a JSON."""
 
     images: Annotated[tuple[Path, ...], Positional] = ()
@@ -120,6 +183,7 @@ class SegmentConfig(PipelineConfig):
         super().__post_init__()
         check_positive(self, "batch_size")
         check_category(self.category)
+        check_one_view(self, bool(self.references))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +209,7 @@ class ExportConfig(ClipConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineConfig(SamConfig):
+class RefineConfig(SamConfig, ImageConfig):
     """Refine anomaly maps of any method with SAM."""
 
     images: Annotated[tuple[Path, ...], Positional] = ()
@@ -206,7 +270,7 @@ class RecipeConfig(RunConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ClipConfig, RecipeConfig):
+class TrainConfig(ClipConfig, RecipeConfig, FolderConfig):
     """Train UMCI on a frozen CLIP."""
 
     output_dir: Path = Path("runs/train")
@@ -257,7 +321,7 @@ class TrainSamConfig(RecipeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(PipelineConfig):
+class EvalConfig(PipelineConfig, FolderConfig):
     """Evaluate a checkpoint on data sets: table, CSV, JSON and a report with the worst cases."""
 
     output_dir: Path = Path("runs/eval")
@@ -285,6 +349,7 @@ class EvalConfig(PipelineConfig):
         check_positive(self, "samples", "batch_size")
         check_range("fpr_limit", self.fpr_limit, 1e-6, 1)
         check_range("references", self.references, 0, MOST_REFERENCES)
+        check_one_view(self, self.references > 0)
         if self.references and self.zero_shot:
             raise UsageError(f"references={self.references!r} with zero_shot is not zero-shot; allowed: either")
         for name, given in (("data", self.data), ("stages", self.stages)):

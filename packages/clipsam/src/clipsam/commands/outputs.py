@@ -10,6 +10,7 @@ masks in COCO's format, and ``<name>_labelme.json`` each in labelme's.
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from rich.markup import escape
 from clipsam.annotations import Annotated, coco, labelme
 from clipsam.commands.options import RefineConfig, SegmentConfig
 from clipsam.commands.summary import show_summary
+from clipsam.mmr import CutOff
 from clipsam.pictures import overlay
 from clipsam.pipeline import Segmentation
 from frugal_shared.checkpoint import read_json, write_bytes, write_json
@@ -103,6 +105,7 @@ def write_outputs(
         "area": float(mask.mean()),
         "boxes": found.boxes.tolist(),
         "mask_scores": found.mask_scores.tolist(),
+        "cut_off": asdict(found.cut_off),
         **{kind: output(folder, name, f"{kind}.png").name for kind in pictures},
     }
     write_json(output(folder, name, "found.json"), record)
@@ -133,6 +136,7 @@ def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures)
         write_json(run.folder / "segmentations.json", records)
         write_annotations(config.annotations, run.folder, names, records)
         show_summary(records)
+        tell_cut_off(records)
     run.finish({"images": len(config.images), "failures": len(everybody)})
     if everybody:
         reasons = [everybody[index] for index in sorted(everybody)]
@@ -162,6 +166,14 @@ def annotated(folder: Path, record: dict[str, Any]) -> Annotated:
     except ValueError:  # on another drive
         file = str(Path(record["image"]).resolve())
     return Annotated(Path(file).as_posix(), mask, record["score"])
+
+
+def tell_cut_off(records: Iterable[dict[str, Any]]) -> None:
+    """Print how many components SAM was not asked about, if any."""
+    counts = [record["cut_off"] for record in records if any(record.get("cut_off", {}).values())]
+    if counts:
+        total = CutOff(**{option: sum(count[option] for count in counts) for option in counts[0]})
+        Console(soft_wrap=True).print(f"not refined in {len(counts)} images: components above the threshold, {total}")
 
 
 def show_failures(reasons: Iterable[str]) -> None:

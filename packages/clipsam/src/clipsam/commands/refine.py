@@ -11,7 +11,7 @@ from clipsam import mmr
 from clipsam.commands.models import mmr_config, segmenter_of
 from clipsam.commands.options import RefineConfig
 from clipsam.commands.outputs import conclude, is_done, require_images, unique_names, write_outputs
-from clipsam.data.images import read_image
+from clipsam.data.images import camera_bits, read_image
 from clipsam.map_scale import MapScale, as_map
 from clipsam.pipeline import Segmentation, image_score
 from clipsam.promptable import Segmenter
@@ -36,6 +36,7 @@ def main(config: RefineConfig) -> None:
     if segmenter is None:
         raise UsageError(f"sam={config.sam!r} refines nothing; allowed: embedded, or a file or folder of SAM's weights")
     options, scale = mmr_config(config, mmr.MMRConfig()), scale_of(config)
+    bits = config.bits or camera_bits(config.images)
     with Run(config, "clipsam") as run:
         accelerator = run.accelerator
         segmenter.to(accelerator.device)
@@ -44,7 +45,7 @@ def main(config: RefineConfig) -> None:
         for [index] in run.progress(shares, desc="refine"):
             if not is_done(config.output_dir, names[index], config.images[index]):
                 try:
-                    refine_one(config, index, names[index], segmenter, options, scale)
+                    refine_one(config, index, names[index], segmenter, options, scale, bits)
                 except ImageError as error:
                     failures[index] = str(error)
         conclude(config, run, failures)
@@ -57,19 +58,21 @@ def refine_one(
     segmenter: Segmenter,
     options: mmr.MMRConfig,
     scale: MapScale | None = None,
+    bits: int | None = None,
 ) -> None:
     """Refine one map and write what came out.
 
     Raises:
         ImageError: the image or the map cannot be used.
     """
-    image = read_image(config.images[index])
+    image = read_image(config.images[index], bits)
     rough = read_map(config.maps[index], image, scale)
     try:
         refined = mmr.refine(image, rough, segmenter, options)
     except ValueError as error:  # what a segmenter refuses
         raise ImageError(f"{config.images[index]}: {error}") from error
-    found = Segmentation(refined.anomaly_map, rough, image_score(rough), refined.boxes, refined.masks, refined.scores)
+    masks = refined.boxes, refined.masks, refined.scores
+    found = Segmentation(refined.anomaly_map, rough, image_score(rough), *masks, refined.cut_off)
     record = {"image": str(config.images[index]), "category": None}
     write_outputs(config.output_dir, name, record, image, found, options.threshold)
 

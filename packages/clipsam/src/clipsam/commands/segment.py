@@ -11,7 +11,7 @@ from clipsam.commands.arrivals import arrivals, with_files
 from clipsam.commands.models import open_model
 from clipsam.commands.options import SegmentConfig
 from clipsam.commands.outputs import Failures, conclude, is_done, require_images, unique_names, write_outputs
-from clipsam.data.images import read_image
+from clipsam.data.images import camera_bits, read_image
 from clipsam.memory import Memory
 from clipsam.pipeline import ClipSAM
 from frugal_shared.errors import RunError, UsageError
@@ -33,7 +33,8 @@ def main(config: SegmentConfig) -> None:
     given, config = config, with_files(config)  # a run is resumed by what was given, whatever has come since
     if not config.watch:
         require_images(config.images)
-    model, references = open_model(config), read_references(config)
+    bits = config.bits or camera_bits((*config.images, *config.references))
+    model, references = open_model(config), read_references(config, bits)
     if references and model.umci is None:
         raise UsageError(f"{len(references)} references need heads; allowed: none with checkpoint='none'")
     with Run(given, "clipsam") as run:
@@ -42,17 +43,24 @@ def main(config: SegmentConfig) -> None:
             raise UsageError(f"watch=True on {accelerator.num_processes} processes; allowed: one")
         model.to(accelerator.device)
         memory = model.remember(references) if references else None
-        shares = chunks(len(config.images), config.batch_size, accelerator.process_index, accelerator.num_processes)
-        failures = segment_images(model, config, run.progress(list(shares), desc="segment"), memory)
+        batch = config.batch_size if config.tiles is None else 1  # tiles are batches of their own
+        shares = chunks(len(config.images), batch, accelerator.process_index, accelerator.num_processes)
+        failures = segment_images(model, config, run.progress(list(shares), desc="segment"), memory, bits)
         for files in arrivals(folders, config.images, config.output_dir) if config.watch else ():
             config = replace(config, images=(*config.images, *files))
             numbers = range(len(config.images) - len(files), len(config.images))
-            failures |= segment_images(model, config, [numbers], memory)
+            arrived = [[number] for number in numbers] if config.tiles is not None else [numbers]
+            bits = bits or camera_bits(config.images)
+            failures |= segment_images(model, config, arrived, memory, bits)
         conclude(config, run, failures)
 
 
 def segment_images(
-    model: ClipSAM, config: SegmentConfig, shares: Iterable[range], memory: Memory | None = None
+    model: ClipSAM,
+    config: SegmentConfig,
+    shares: Iterable[range],
+    memory: Memory | None = None,
+    bits: int | None = None,
 ) -> Failures:
     """Segment some of the images of the command line, given by their numbers, and write what was found.
 
@@ -63,7 +71,7 @@ def segment_images(
         missing = {index for index in share if not is_done(config.output_dir, names[index], config.images[index])}
         if not missing:
             continue
-        images = read_images(config.images, share, failures)
+        images = read_images(config.images, share, failures, bits)
         scored = model.scored(list(images.values()), config.category, memory) if images else []
         for (index, image), (anomaly_map, score) in zip(images.items(), scored):
             if index not in missing:
@@ -78,25 +86,27 @@ def segment_images(
     return failures
 
 
-def read_references(config: SegmentConfig) -> list[NDArray[np.uint8]]:
+def read_references(config: SegmentConfig, bits: int | None = None) -> list[NDArray[np.uint8]]:
     """Return the references.
 
     Raises:
         RunError: names those that cannot be read, since without them every score would be another.
     """
     failures: Failures = {}
-    images = read_images(config.references, range(len(config.references)), failures)
+    images = read_images(config.references, range(len(config.references)), failures, bits)
     if failures:
         raise RunError(f"{len(failures)} references could not be used: {'; '.join(failures.values())}")
     return list(images.values())
 
 
-def read_images(paths: Sequence[Path], numbers: Iterable[int], failures: Failures) -> dict[int, NDArray[np.uint8]]:
+def read_images(
+    paths: Sequence[Path], numbers: Iterable[int], failures: Failures, bits: int | None = None
+) -> dict[int, NDArray[np.uint8]]:
     """Return those of the numbered images that can be read; of the others ``failures`` says why."""
     images = {}
     for index in numbers:
         try:
-            images[index] = read_image(paths[index])
+            images[index] = read_image(paths[index], bits)
         except ImageError as error:
             failures[index] = str(error)
     return images

@@ -1,4 +1,5 @@
 from .backbone import Backbone
+from .calibration import Calibration, calibrate
 from .evaluation import Evaluation, evaluate
 from .memory import Memory
 from .mmr import MMRConfig, Refinement, refine
@@ -6,10 +7,12 @@ from .pipeline import ClipSAM, Segmentation
 from .prompt_bank import PromptBank
 from .promptable import Embedding, Prompts, Segmenter
 from .sam import SamSegmenter
+from .score import image_score
 
 __version__: str
 __all__ = [
     "Backbone",
+    "Calibration",
     "ClipSAM",
     "Embedding",
     "Evaluation",
@@ -21,6 +24,8 @@ __all__ = [
     "SamSegmenter",
     "Segmentation",
     "Segmenter",
+    "calibrate",
     "evaluate",
+    "image_score",
     "refine",
 ]

@@ -120,10 +120,7 @@ class Backbone(nn.Module):
     @cached_property
     def hash(self) -> str:
         """The sha256 of all weights: heads are only valid with those they were trained with."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-        return digest.hexdigest()
+        return weights_hash(self.model)
 
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Let the towers keep their weights and compute in another number format; what they return stays float32.
@@ -186,6 +183,14 @@ class Backbone(nn.Module):
             encoded = [self.model.encode_text(tokens.to(device)).float() for tokens in groups]
             self._texts[key] = torch.stack([group_average(embeddings) for embeddings in encoded])
         return self._texts[key]
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the sha256 of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Tower(nn.Module):

@@ -5,6 +5,7 @@ clipsam = ClipSAM.from_pretrained("checkpoint", backbone=backbone, segmenter=seg
 found.anomaly_map, found.boxes, found.score
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,19 +17,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clipsam.backbone import Backbone
+from clipsam.backbone import Backbone, weights_hash
 from clipsam.checkpoint import described_options, load_heads, read_description, save_heads
-from clipsam.memory import Memory
-from clipsam.mmr import MMRConfig, refine
+from clipsam.memory import LIMIT, Manner, Memory, coreset, middle, turned
+from clipsam.mmr import MMRConfig, check, refine
 from clipsam.prompt_bank import PromptBank
 from clipsam.promptable import Segmenter
 from clipsam.rarity import by_rarity
 from clipsam.sam import SamSegmenter
+from clipsam.score import POOLING, Pooling, image_score
 from clipsam.umci import UMCIHead, rough_map
 
 TEMPERATURE = 0.07  # CLIP's own at the start of its training; of the map from texts alone
-TOP_SHARE = 0.01  # of the pixels, whose mean is the image's score: one wild pixel does not decide
-
 
 Scored = tuple[NDArray[np.float32], float]
 """A map ``(H, W)`` and its image's score."""
@@ -41,9 +41,9 @@ class Segmentation:
     Args:
         anomaly_map: ``(H, W)`` float32 in [0, 1], on the image's own pixels and comparable between images.
         rough_map: the same before the refinement.
-        score: of the image, in [0, 1]: the mean of the top 1 % of the rough map, which a mask cannot lift; where the
-            pipeline counts rarity, of the map that ``rarity.py`` makes of it, and with a memory of the map that
-            ``memory.py`` makes of that.
+        score: of the image, in [0, 1]: the highest value (see ``score.py``) of the rough map, which a mask cannot lift;
+            where the pipeline counts rarity, of the map that ``rarity.py`` makes of it, and with a memory of the map
+            that ``memory.py`` makes of that.
         boxes: ``(K, 4)``, x₀ y₀ x₁ y₁ of the anomalous regions, in pixels; none without a segmenter.
         masks: ``(K, H, W)`` bool.
         mask_scores: ``(K,)`` in [0, 1].
@@ -68,6 +68,7 @@ class ClipSAM:
         mmr: options of the refinement.
         rarity: whether the heads' image score counts an anomaly by how rare it is in its image, see ``rarity.py``.
         provenance: what the heads were trained on, for reports: "data" is a list of data sets' names.
+        pooling: how a map becomes its image's score, see ``score.py``.
     """
 
     def __init__(
@@ -80,10 +81,12 @@ class ClipSAM:
         mmr: MMRConfig | None = None,
         rarity: bool = False,
         provenance: dict[str, Any] | None = None,
+        pooling: Pooling = POOLING,
     ) -> None:
         self.backbone, self.segmenter, self.rarity = backbone, segmenter, rarity
         self.umci = None if umci is None else umci.eval()
         self.bank, self.mmr, self.provenance = bank or PromptBank(), mmr or MMRConfig(), provenance or {}
+        self.pooling: Pooling = pooling
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """Move backbone, heads and segmenter (if it can be moved) to a device; return the pipeline.
@@ -110,7 +113,7 @@ class ClipSAM:
         Args:
             images: each ``(H, W, 3)``, RGB in 0..255.
             category: such as "metal nut", or "object" for any.
-            memory: what :meth:`remember` made of others of their kind; the image's score takes it into account.
+            memory: what :meth:`remember` made of others of their kind; map and score take it into account.
 
         Raises:
             ValueError: an image of another shape, or a memory without heads.
@@ -123,21 +126,67 @@ class ClipSAM:
         """Return the rough map O of every image, ``(H, W)`` in [0, 1]: UMCI's, or the texts' without one."""
         return [anomaly_map for anomaly_map, _ in self.scored(images, category)]
 
-    def remember(self, references: Sequence[NDArray[np.uint8]]) -> Memory:
+    @torch.no_grad()
+    def remember(
+        self,
+        references: Sequence[NDArray[np.uint8]],
+        category: str = "object",
+        *,
+        manner: Manner = "combined",
+        turn: bool = False,
+        limit: int = LIMIT,
+    ) -> Memory:
         """Return the memory of a few images of one kind, most of them sound; nobody has to say which.
 
-        It keeps their patch tokens: 1.6 MB for each with ViT-S at 224 pixels, 22 MB with ViT-L at 518.
+        It keeps patch tokens of the middle stages: 0.8 MB for each image with ViT-S at 224 pixels, 11 MB with ViT-L at
+        518.
 
         Args:
             references: each ``(H, W, 3)``, RGB in 0..255.
+            category: as in :meth:`segment`.
+            manner: see ``memory.py``: "combined" with the rough map, the "distance" alone, or "mutual" if the
+                references are the very images that are to be segmented.
+            turn: keep every reference in all of its eight positions, for parts that lie as they fell.
+            limit: bytes; beyond them a coreset of each image's patches is kept.
 
         Raises:
-            ValueError: none, or an image of another shape.
+            ValueError: none, an image of another shape, an unknown manner, or no heads.
         """
         if not references:
             raise ValueError("references=() is empty; allowed: one image or more")
-        each = [self.backbone.patches(self._batch([image])) for image in references]
-        return Memory([torch.cat(stage) for stage in zip(*each)])
+        if self.umci is None:
+            raise ValueError("a memory with umci=None, which scores by texts alone; allowed: trained heads")
+        kept, seen, digests = [], [], []
+        for image in references:
+            own = self.backbone.patches(self._batch([image]))
+            seen.append(self._rough_and_counted(own, category))
+            if turn:
+                every = self.backbone.patches(self._batch(turned(image)))
+                own = [stage.transpose(0, 1).flatten(1, 2)[None] for stage in every]  # (1, C, 8 h, w)
+            most = limit // len(references) // sum(4 * stage.shape[1] for stage in middle(own))
+            kept.append(coreset(own, max(1, most)))
+            digests.append(
+                hashlib.sha256(np.ascontiguousarray(image).tobytes() + repr(image.shape).encode()).hexdigest()
+            )
+        maps, counted = (torch.cat(values) for values in zip(*seen))
+        told = f"{turn} {limit} {sorted(digests)}"
+        fingerprint = hashlib.sha256(told.encode()).hexdigest()
+        stages = [torch.cat(stage) for stage in zip(*kept)]
+        return Memory(stages, maps, counted, manner=manner, fingerprint=fingerprint)
+
+    def describe_scoring(self, memory: Memory | None = None) -> dict[str, Any]:
+        """Return everything that an image's map and score depend on, by hashes: scores made alike are comparable."""
+        heads = None if self.umci is None else weights_hash(self.umci)
+        return {
+            "clip": self.backbone.hash,
+            "heads": heads,
+            "prompts": self.bank.hash,
+            "image_size": self.backbone.image_size,
+            "rarity": self.rarity,
+            "pooling": self.pooling,
+            "score": "map" if memory is None else memory.manner,
+            "references": None if memory is None else memory.fingerprint,
+        }
 
     @torch.no_grad()
     def scored(self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None) -> list[Scored]:
@@ -147,10 +196,10 @@ class ClipSAM:
             ValueError: an image of another shape, or a memory without heads.
         """
         if self.umci is None:
-            return self._without_heads(with_scores(self.text_map(images, category)), memory)
+            return self._without_heads(with_scores(self.text_map(images, category), self.pooling), memory)
         patches = self.backbone.patches(self._batch(images))
-        maps, counted = self._rough_and_counted(patches, category)
-        return scored_by(counted if memory is None else memory.weighted(counted, patches), maps, images)
+        maps, counted = self._rough_and_counted(patches, category, memory)
+        return scored_by(counted, maps, images, self.pooling)
 
     @torch.no_grad()
     def text_map(self, images: Sequence[NDArray[np.uint8]], category: str) -> list[NDArray[np.float32]]:
@@ -163,33 +212,37 @@ class ClipSAM:
 
     @torch.no_grad()
     def every_stage(
-        self, images: Sequence[NDArray[np.uint8]], category: str, memory: Memory | None = None
+        self, images: Sequence[NDArray[np.uint8]], category: str, *memories: Memory
     ) -> dict[str, list[Scored]]:
-        """Return maps and scores by stage, with the tower run once: "clip", "umci", and "memory" if there is one.
+        """Return maps and scores by stage, with the tower run once: "clip", "umci", and the manner of every memory.
 
         Raises:
             ValueError: an image of another shape, or a memory without heads.
         """
         patches, joint = self.backbone.patches_and_joint(self._batch(images))
-        text = with_scores(self._text_maps(joint, images, category))
+        text = with_scores(self._text_maps(joint, images, category), self.pooling)
         if self.umci is None:
-            return {"clip": text, "umci": self._without_heads(text, memory)}
+            return {"clip": text, "umci": self._without_heads(text, *memories)}
         maps, counted = self._rough_and_counted(patches, category)
-        found = {"clip": text, "umci": scored_by(counted, maps, images)}
-        return (
-            found if memory is None else found | {"memory": scored_by(memory.weighted(counted, patches), maps, images)}
-        )
+        found = {"clip": text, "umci": scored_by(counted, maps, images, self.pooling)}
+        for memory in memories:
+            seen, judged = memory.seen(maps, counted, patches)
+            found[memory.manner] = scored_by(judged, seen, images, self.pooling)
+        return found
 
-    def _without_heads(self, text: list[Scored], memory: Memory | None) -> list[Scored]:
-        if memory is not None:
+    def _without_heads(self, text: list[Scored], *memories: Memory | None) -> list[Scored]:
+        if any(memory is not None for memory in memories):
             raise ValueError("a memory with umci=None, which scores by texts alone; allowed: trained heads")
         return text
 
-    def _rough_and_counted(self, patches: list[Tensor], category: str) -> tuple[Tensor, Tensor]:
+    def _rough_and_counted(
+        self, patches: list[Tensor], category: str, memory: Memory | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the rough maps, and the maps that images are scored by, ``(B, h, w)`` each."""
         umci: Any = self.umci
         maps = rough_map(umci(patches, self.backbone.text(category, self.bank)))
-        return maps, by_rarity(maps, patches) if self.rarity else maps
+        counted = by_rarity(maps, patches) if self.rarity else maps
+        return (maps, counted) if memory is None else memory.seen(maps, counted, patches)
 
     def _text_maps(
         self, joint: Tensor, images: Sequence[NDArray[np.uint8]], category: str
@@ -199,8 +252,13 @@ class ClipSAM:
         return [to_native(values, image) for values, image in zip(maps, images)]
 
     def refined(self, image: NDArray[np.uint8], rough: NDArray[np.float32], score: float | None = None) -> Segmentation:
-        """Return the refinement of a rough map, with the image's score; unset: that of the map alone."""
-        score = image_score(rough) if score is None else score
+        """Return the refinement of a rough map, with the image's score; unset: that of the map alone.
+
+        Raises:
+            ValueError: the map holds something else than numbers in [0, 1].
+        """
+        check(image, rough)
+        score = image_score(rough, self.pooling) if score is None else score
         if self.segmenter is None:
             return Segmentation(rough, rough, score)
         found = refine(image, rough, self.segmenter, self.mmr)
@@ -289,20 +347,17 @@ def to_native(values: Tensor, image: NDArray[np.uint8]) -> NDArray[np.float32]:
     return large.clamp(0, 1).cpu().numpy()
 
 
-def with_scores(maps: Sequence[NDArray[np.float32]]) -> list[Scored]:
+def with_scores(maps: Sequence[NDArray[np.float32]], pooling: Pooling = POOLING) -> list[Scored]:
     """Return maps, each with its own score."""
-    return [(anomaly_map, image_score(anomaly_map)) for anomaly_map in maps]
+    return [(anomaly_map, image_score(anomaly_map, pooling)) for anomaly_map in maps]
 
 
-def scored_by(counted: Tensor, maps: Tensor, images: Sequence[NDArray[np.uint8]]) -> list[Scored]:
+def scored_by(
+    counted: Tensor, maps: Tensor, images: Sequence[NDArray[np.uint8]], pooling: Pooling = POOLING
+) -> list[Scored]:
     """Return maps ``(B, h, w)`` on the images' own pixels, with the scores of others, or of themselves."""
     native = [to_native(values, image) for values, image in zip(maps, images)]
     if counted is maps:
-        return with_scores(native)
-    return [(values, image_score(to_native(c, image))) for values, c, image in zip(native, counted, images)]
-
-
-def image_score(anomaly_map: NDArray[np.float32]) -> float:
-    """Return the mean of the top 1 % of a map, of at least one pixel."""
-    count = max(1, round(TOP_SHARE * anomaly_map.size))
-    return float(np.partition(anomaly_map.ravel(), -count)[-count:].mean())
+        return with_scores(native, pooling)
+    scores = [image_score(to_native(values, image), pooling) for values, image in zip(counted, images)]
+    return list(zip(native, scores))

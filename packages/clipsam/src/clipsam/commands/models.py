@@ -31,14 +31,15 @@ def open_model(config: PipelineConfig) -> ClipSAM:
     bank = prompt_bank(config)
     if config.checkpoint == NONE:
         mmr = mmr_config(config, MMRConfig())
-        return ClipSAM(backbone_of(config, stages=(0,)), None, bank, segmenter, mmr=mmr)  # texts need no stage
+        backbone = backbone_of(config, stages=(0,))  # texts need no stage
+        return ClipSAM(backbone, None, bank, segmenter, mmr=mmr, pooling=config.pooling)
     folder = asset(HEADS) if config.checkpoint is None else Path(config.checkpoint)
     if not (folder / CONFIG).exists():
         raise RunError(f"checkpoint={str(folder)!r} holds no {CONFIG}; allowed: what `clipsam train` wrote, or none")
     trained = read_description(folder)
     backbone = backbone_of(config, size=trained["image_size"], stages=tuple(trained["stages"]))
     model = ClipSAM.from_pretrained(folder, backbone=backbone, segmenter=segmenter, bank=bank)
-    model.mmr = mmr_config(config, model.mmr)
+    model.mmr, model.pooling = mmr_config(config, model.mmr), config.pooling
     return model
 
 

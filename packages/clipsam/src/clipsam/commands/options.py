@@ -14,6 +14,8 @@ SAMS = (EMBEDDED, NONE, "vit_b", "vit_l", "vit_h")
 # as in the library, which would bring torch along
 Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
+Score = Literal["map", "distance", "combined", "mutual"]
+Pooling = Literal["max", "quantile", "top-mean"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 MOST_REFERENCES = 1000  # of each category: they stay in memory
 
@@ -82,6 +84,8 @@ class PipelineConfig(SamConfig, ClipConfig):
 
     checkpoint: str | None = None
     """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
+    pooling: Pooling = "max"
+    """How a map becomes its image's score: its highest value, or the value or the mean of its top 1 %."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -91,17 +95,18 @@ class PipelineConfig(SamConfig, ClipConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(PipelineConfig):
-    """Segment the anomalies in images: maps, masks, overlays and a JSON."""
+class PartConfig(PipelineConfig):
+    """Options of the commands that look at images of one kind of part."""
 
-    images: Annotated[tuple[Path, ...], Positional] = ()
-    """Image files."""
     category: str = "object"
     """What the images show, such as "metal nut"; "object" for anything."""
-    output_dir: Path = Path("runs/segment")
-    """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
     references: tuple[Path, ...] = ()
-    """Other images of the same kind, 8 to 16, most of them sound: an image scores as it is unlike all of them, too."""
+    """Other images of the same kind, 8 to 16, most of them sound: a patch counts as it is unlike all of them, too."""
+    score: Score | None = None
+    """What maps and scores are made of: the rough "map", the "distance" to references, both "combined", or "mutual",
+    the distance to all other images of the command; unset: "combined" with references, else "map"."""
+    turn: bool = False
+    """Keep every reference in all of its eight positions, for parts that lie as they fell."""
     batch_size: int = 8
     """Images that CLIP sees at once."""
 
@@ -111,6 +116,50 @@ class SegmentConfig(PipelineConfig):
         check_positive(self, "batch_size")
         if not self.category.strip():
             raise UsageError(f"category={self.category!r} is empty; allowed: a word such as 'object'")
+        if self.score in ("distance", "combined") and not self.references:
+            raise UsageError(f"score={self.score!r} without references; allowed: --references IMAGE ...")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(PartConfig):
+    """Segment the anomalies in images: maps, masks, overlays and a JSON."""
+
+    images: Annotated[tuple[Path, ...], Positional] = ()
+    """Image files."""
+    output_dir: Path = Path("runs/segment")
+    """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
+    calibration: Path | None = None
+    """What `calibrate` wrote, with the same options: then every image gets a verdict, and masks its threshold."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.calibration is not None and self.threshold is not None:
+            raise UsageError(f"threshold={self.threshold!r} contradicts the calibration's; allowed: one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(PartConfig):
+    """Find the score from which on an image is defective, from sound images or from labelled ones."""
+
+    images: Annotated[tuple[Path, ...], Positional] = ()
+    """Sound images, or folders of them; with --adaptive a folder with labels, such as good/ and scratch/."""
+    alpha: float = 0.05
+    """The false-alarm rate that is to hold for sound images to come; 0.05 needs 19 images, 0.01 needs 99."""
+    adaptive: bool = False
+    """Take the threshold of the best F1 on labelled images instead."""
+    output: Path | None = None
+    """The calibration's file; unset: calibration.json in the run folder."""
+    output_dir: Path = Path("runs/calibrate")
+    """The run folder."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if not 0 < self.alpha < 1:
+            raise UsageError(f"alpha={self.alpha!r} is not possible; allowed: between 0 and 1")
+        if self.score == "mutual":
+            raise UsageError("score='mutual' depends on the images beside; allowed: map, distance, combined")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +280,9 @@ class EvalConfig(PipelineConfig):
     zero_shot: bool = False
     """Call the result zero-shot: refused if the checkpoint was trained on any of the data, and with references."""
     references: int = 0
-    """A row more, "memory": an image's score with so many images of each category's train split, labels unused."""
+    """Rows more, "distance" and "combined": beside so many images of each category's train split, labels unused."""
+    score: tuple[Score, ...] = ()
+    """Other rows: "map" without and "mutual" with the test images themselves as references; unset: both above."""
     fpr_limit: float = 0.3
     """False positive rate up to which AUPRO integrates."""
     json: Path | None = None
@@ -245,6 +296,8 @@ class EvalConfig(PipelineConfig):
         check_range("references", self.references, 0, MOST_REFERENCES)
         if self.references and self.zero_shot:
             raise UsageError(f"references={self.references!r} with zero_shot is not zero-shot; allowed: either")
+        if not self.references and {"distance", "combined"} & set(self.score):
+            raise UsageError(f"score={self.score!r} without references; allowed: map, mutual, or --references K")
         for name, given in (("data", self.data), ("stages", self.stages)):
             if not given:
                 raise UsageError(f"{name}=() is empty; allowed: one or more")

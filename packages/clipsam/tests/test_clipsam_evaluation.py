@@ -22,16 +22,15 @@ from clipsam.evaluation import (
     FALSE_ALARM,
     IMAGE_COLUMNS,
     INTERVAL,
-    MAP,
     MISSED,
     PIXEL_COLUMNS,
     WORST,
     Tally,
-    UnusableReference,
     batches_of,
     evaluate,
     mean_row,
 )
+from clipsam.memories import MAP, UnusableReference
 from clipsam.metrics import ImageMetrics, PixelMetrics
 from clipsam.mmr import MMRConfig
 from clipsam.pipeline import ClipSAM

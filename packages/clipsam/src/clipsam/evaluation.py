@@ -21,13 +21,14 @@ a baseline    none                                      whatever it makes of the
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipsam.memory import Manner, Memory
+from clipsam.memories import MAP, Memories, Score, wanted_manners
+from clipsam.memory import Memory
 from clipsam.metrics import Curve, ImageMetrics, PixelMetrics, sorted_curve
 from clipsam.pipeline import ClipSAM, Scored, with_scores
 from clipsam.samples import UNKNOWN, AnomalyData, Entry, Sample
@@ -35,10 +36,6 @@ from clipsam.samples import UNKNOWN, AnomalyData, Entry, Sample
 Stage = Literal["clip", "umci", "mmr"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """CLIP's texts alone, with UMCI, with UMCI and MMR."""
-Score = Literal["map", "distance", "combined", "mutual"]
-SCORES: tuple[Score, ...] = get_args(Score)
-"""What there is without other images; beside references; and beside each other."""
-MAP, MUTUAL = "map", "mutual"
 ALL = "all"
 PIXEL_COLUMNS = ("auroc", "f1_max", "ap", "aupro", "aupro_legacy200")
 IMAGE_COLUMNS = ("image_auroc", "image_ap", "image_f1_max")
@@ -52,10 +49,6 @@ Row = dict[str, Any]
 Map = NDArray[np.float32]
 Batches = Iterable[Sequence[int]]
 Picture = Callable[[Sample, Map], NDArray[np.uint8]]
-
-
-class UnusableReference(RuntimeError):
-    """None of a category's references can be read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,80 +136,12 @@ def evaluate(
     return tally.evaluation(data)
 
 
-def wanted_manners(scores: Sequence[Score], has_references: bool) -> tuple[Manner, ...]:
-    """Return the memories that the wanted rows need, the plain one beside ours.
-
-    Raises:
-        ValueError: a row that needs references, and there are none.
-    """
-    beside = [score for score in scores if score in ("distance", "combined")]
-    if beside and not has_references:
-        raise ValueError(f"score={beside[0]!r} without references; allowed: {MAP} and {MUTUAL}, or references")
-    plain: tuple[Manner, ...] = ("distance", "combined") if has_references and (beside or not scores) else ()
-    return (*plain, MUTUAL) if MUTUAL in scores else plain
-
-
 def batches_of(data: AnomalyData, size: int) -> list[list[int]]:
     """Return the numbers of all samples in batches of one category each; a category's last one may be smaller."""
     by_category: dict[str, list[int]] = {category: [] for category in data.categories}
     for index, entry in enumerate(data.entries):
         by_category[entry.category].append(index)
     return [rows[start : start + size] for rows in by_category.values() for start in range(0, len(rows), size)]
-
-
-@dataclass(frozen=True, eq=False)
-class Memories:
-    """The memories of every category, made when they are first needed.
-
-    Args:
-        model: the pipeline.
-        data: the images that are scored, which "mutual" compares with each other.
-        references: other images of their categories, if any.
-        manners: which memories.
-        unreadable: what a sample raises that is to be left out and named in ``failures``.
-        failures: one line for every reference that could not be read.
-    """
-
-    model: ClipSAM
-    data: AnomalyData
-    references: AnomalyData | None
-    manners: Sequence[Manner]
-    unreadable: tuple[type[Exception], ...] = (OSError, ValueError)
-    failures: list[str] = field(default_factory=list)
-    made: dict[str, list[Memory]] = field(default_factory=dict)
-
-    def of(self, category: str) -> list[Memory]:
-        """Return a category's memories.
-
-        Raises:
-            UnusableReference: none of its references can be read.
-        """
-        if category not in self.made:
-            made = []
-            beside: list[Manner] = [manner for manner in self.manners if manner != MUTUAL]
-            if beside and self.references is not None:
-                images, lines = self._images(self.references, category)
-                self.failures.extend(lines)
-                memory = self.model.remember(images, category)
-                made += [memory.seen_as(manner) for manner in beside]
-            if MUTUAL in self.manners:
-                images, _ = self._images(self.data, category)  # its failures are told of in their turn
-                made.append(self.model.remember(images, category, manner=MUTUAL))
-            self.made[category] = made
-        return self.made[category]
-
-    def _images(self, data: AnomalyData, category: str) -> tuple[list[NDArray[np.uint8]], list[str]]:
-        """Return the images of a category that can be read, and one line for each of the others."""
-        images, lines = [], []
-        for row, entry in enumerate(data.entries):
-            if entry.category == category:
-                try:
-                    images.append(data[row].image)
-                except self.unreadable as error:
-                    lines.append(f"reference {error}")
-        if not images:
-            raise UnusableReference(f"none of the references of {category!r} can be used: {'; '.join(lines)}")
-        return images, lines
 
 
 class Tally:

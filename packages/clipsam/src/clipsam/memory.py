@@ -96,10 +96,9 @@ class Memory:
         self.stages = [units(stage) for stage in middle(patches)]
         self.manner: Manner = manner
         self.fingerprint = fingerprint
-        none = patches[0].new_zeros(0, 1)
-        maps = none if maps is None else maps.flatten(1)
-        self.usual_map = Usual.of(maps.amax(1), COMMON_MAP)
-        self.usual_counted = Usual.of((maps if counted is None else counted.flatten(1)).amax(1), COMMON_MAP)
+        known = patches[0].new_zeros(0, 1, 1) if maps is None else maps
+        self.usual_map = Usual.of(known.amax((1, 2)), COMMON_MAP)
+        self.usual_counted = Usual.of((known if counted is None else counted).amax((1, 2)), COMMON_MAP)
 
     def __len__(self) -> int:
         return len(self.stages[0])

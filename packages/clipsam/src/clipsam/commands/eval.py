@@ -10,7 +10,8 @@ from clipsam.commands.models import open_model
 from clipsam.commands.options import EvalConfig
 from clipsam.commands.outputs import show_failures
 from clipsam.data.sources import open_data, open_references
-from clipsam.evaluation import MUTUAL, STAGES, Stage
+from clipsam.evaluation import STAGES, Stage
+from clipsam.memories import MUTUAL
 from clipsam.pipeline import ClipSAM
 from clipsam.samples import AnomalyData
 from frugal_shared.checkpoint import write_json

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipsam.data.cells import SolarCellData
-from clipsam.evaluation import STAGES, Evaluation, Score, Stage, Tally, UnusableReference, evaluate
+from clipsam.evaluation import STAGES, Evaluation, Stage, Tally, evaluate
+from clipsam.memories import Score, UnusableReference
 from clipsam.pictures import overlay
 from clipsam.pipeline import ClipSAM
 from clipsam.samples import AnomalyData, Sample

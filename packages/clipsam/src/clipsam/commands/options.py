@@ -98,6 +98,8 @@ class PipelineConfig(SamConfig, ClipConfig):
 class PartConfig(PipelineConfig):
     """Options of the commands that look at images of one kind of part."""
 
+    images: Annotated[tuple[Path, ...], Positional] = ()
+    """Image files."""
     category: str = "object"
     """What the images show, such as "metal nut"; "object" for anything."""
     references: tuple[Path, ...] = ()
@@ -124,8 +126,6 @@ class PartConfig(PipelineConfig):
 class SegmentConfig(PartConfig):
     """Segment the anomalies in images: maps, masks, overlays and a JSON."""
 
-    images: Annotated[tuple[Path, ...], Positional] = ()
-    """Image files."""
     output_dir: Path = Path("runs/segment")
     """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
     calibration: Path | None = None

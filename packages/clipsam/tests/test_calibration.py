@@ -16,6 +16,7 @@ from clipsam.data.images import read_image
 from clipsam.pipeline import ClipSAM
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
+from frugal_shared.evaluation import chunks
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,20 @@ def test_an_image_that_cannot_be_used_is_one_line_and_the_rest_goes_on(tmp_path,
     few = CalibrateConfig(images=(*good[:18], torn), output=path, output_dir=tmp_path / "few")
     with pytest.raises(RunError, match=r"17 sound images with alpha=0\.05; allowed: 19 images or more; .*00\.png"):
         calibrating.main(few)
+
+
+def test_two_processes_see_what_one_sees(tmp_path, good, model):
+    config, torn = CalibrateConfig(category="nut", batch_size=3, output_dir=tmp_path), tmp_path / "torn.png"
+    torn.write_bytes(b"")
+    paths = [*good, torn]
+
+    def evidence(rank, world):
+        shares = chunks(len(paths), config.batch_size, rank, world)
+        return calibrating.evidence_of(model, config, paths, shares, None)
+
+    whole, failures = evidence(0, 1)
+    (first, none), (second, one) = evidence(0, 2), evidence(1, 2)
+    assert first | second == whole and none | one == failures and list(failures) == [20]
 
 
 def test_labels_give_the_threshold_of_the_best_f1(tmp_path, model):

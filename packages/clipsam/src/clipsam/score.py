@@ -8,10 +8,10 @@ pooling      the score is
 "top-mean"   the mean of the top 1 % of the pixels
 ===========  ==========================================================================================
 
-The last two depend on how much of the image the defect takes: in a view three times as wide it takes a ninth of it. Of 20
-drawn textures with a scratch, seen at 256 and at 768 pixels, the wide view keeps 0.75 of the score with "max", 0.60 with
-"top-mean" and 0.48 with "quantile"; what "max" loses is CLIP's own resolution. Image AUROC of the wide views: 0.84, 0.85,
-0.81.
+The last two depend on how much of the image the defect takes: in a view three times as wide it takes a ninth of it.
+Of 20 drawn textures with a scratch, seen at 256 and at 768 pixels, the wide view keeps 0.75 of the score with "max",
+0.60 with "top-mean" and 0.48 with "quantile"; what "max" loses is CLIP's own resolution. Image AUROC of the wide
+views: 0.84, 0.85, 0.81.
 """
 
 from typing import Literal, get_args

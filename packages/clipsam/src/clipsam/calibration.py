@@ -145,7 +145,7 @@ def calibration_of(
     """
     scores, peaks = np.array(seen, float).reshape(-1, 2).T
     if defective is None:
-        thresholds = [conformal_threshold(values, alpha) for values in (scores, peaks)]
-        return Calibration(category, *thresholds, "conformal", alpha, len(seen), scoring)
-    thresholds = [f1_threshold(values, defective) for values in (scores, peaks)]
-    return Calibration(category, *thresholds, "f1", None, len(seen), scoring)
+        image, pixel = conformal_threshold(scores, alpha), conformal_threshold(peaks, alpha)
+        return Calibration(category, image, pixel, "conformal", alpha, len(seen), scoring)
+    image, pixel = f1_threshold(scores, defective), f1_threshold(peaks, defective)
+    return Calibration(category, image, pixel, "f1", None, len(seen), scoring)

@@ -109,7 +109,7 @@ def test_the_demo_writes_rows_results_and_a_report_and_says_what_it_does(tmp_pat
     assert main(["demo", "--samples", "21", "--cells", "3", "--output-dir", str(tmp_path), "--cpu"]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["dataset"] for row in rows} == {"elpv-mono", "elpv-poly", "procedural", "cells"}
-    assert {row["stage"] for row in rows} == {"clip", "umci", "mmr", "memory", "pixel-std"}
+    assert {row["stage"] for row in rows} == {"clip", "umci", "mmr", "distance", "combined", "pixel-std"}
     assert {"stage", "dataset", "auroc", "f1_max", "ap", "aupro", "image_auroc"} <= rows[0].keys()
     assert "elpv-mono" in (tmp_path / "report.html").read_text()
     *steps, address = capsys.readouterr().out.splitlines()

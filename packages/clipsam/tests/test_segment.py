@@ -183,26 +183,70 @@ def test_two_processes_write_the_bytes_of_one(tmp_path, odd, model):
     assert contents(tmp_path / "1") == contents(tmp_path / "2") and len(contents(tmp_path / "1")) == 4 * len(odd)
 
 
-def test_references_change_the_scores_and_not_the_maps(tmp_path, odd, model):
+def test_references_change_scores_and_maps(tmp_path, odd, model):
     references = tuple(picture(tmp_path / "others" / f"{index}.png") for index in range(3))
     options = {"images": odd, "category": "nut"}
     segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "plain"))
-    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "out", references=references))
-    plain, found = listed(tmp_path / "plain"), listed(tmp_path / "out")
-    memory = model.remember([read_image(path) for path in references])
-    [expected] = model.segment([read_image(odd[0])], "nut", memory)
-    assert found[0]["score"] == pytest.approx(expected.score, rel=1e-4) != plain[0]["score"]
-    maps = [path for path in contents(tmp_path / "plain") if path.endswith("map.png")]
-    assert all((tmp_path / "plain" / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in maps)
+    plain, images = listed(tmp_path / "plain"), [read_image(path) for path in references]
+    for score in ("combined", "distance", "map"):
+        out = tmp_path / score
+        segmenting.main(SegmentConfig(**options, output_dir=out, references=references, score=score))
+        memory = None if score == "map" else model.remember(images, "nut", manner=score)
+        [expected] = model.segment([read_image(odd[0])], "nut", memory)
+        found = listed(out)[0]
+        assert found["score"] == pytest.approx(expected.score, rel=1e-4)
+        assert (found["score"] == plain[0]["score"]) == (score == "map")
+        maps = [(folder / "a_map.png").read_bytes() for folder in (tmp_path / "plain", out)]
+        assert (maps[0] == maps[1]) == (score == "map")
 
 
-def test_a_reference_that_cannot_be_read_ends_the_run_before_it_begins(tmp_path, odd):
+def test_a_folder_is_scored_against_itself(tmp_path, model):
+    paths = tuple(picture(tmp_path / f"{index}.png") for index in range(4))
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"")
-    config = SegmentConfig(images=odd, references=(odd[0], torn), output_dir=tmp_path / "out")
-    with pytest.raises(RunError, match=r"1 references could not be used: .*torn\.png"):
+    config = SegmentConfig(images=(*paths, torn), category="nut", score="mutual", output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match=r"^1 of 5 images could not be used: .*torn\.png: [^;]*$"):
         segmenting.main(config)
-    assert not config.output_dir.exists()
+    memory = model.remember([read_image(path) for path in paths], "nut", manner="mutual")
+    [expected] = model.segment([read_image(paths[1])], "nut", memory)
+    assert listed(config.output_dir)[1]["score"] == pytest.approx(expected.score, rel=1e-4)
+
+
+def test_a_reference_that_cannot_be_read_is_one_line_and_the_rest_goes_on(tmp_path, odd, model, capsys):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"")
+    config = SegmentConfig(images=odd[:2], references=(odd[2], torn), output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match=r"^1 references could not be used: reference .*torn\.png"):
+        segmenting.main(config)
+    found = listed(config.output_dir)
+    [expected] = model.segment([read_image(odd[0])], "object", model.remember([read_image(odd[2])]))
+    assert len(found) == 2 and found[0]["score"] == pytest.approx(expected.score, rel=1e-4)
+    assert capsys.readouterr().out.count("failed") == 1
+    alone = SegmentConfig(images=odd, references=(torn,), output_dir=tmp_path / "other")
+    with pytest.raises(RunError, match=r"none of 1 references could be used: reference .*torn\.png"):
+        segmenting.main(alone)
+    assert not alone.output_dir.exists()
+
+
+def test_distances_need_references(tmp_path):
+    for score in ("distance", "combined"):
+        with pytest.raises(UsageError, match=f"score='{score}' without references; allowed: --references"):
+            SegmentConfig(score=score, output_dir=tmp_path)
+
+
+def test_a_map_with_nan_is_named_and_stops_nothing(tmp_path, odd, model, monkeypatch):
+    real = model.scored
+
+    def scored(images, *others):
+        found = real(images, *others)
+        return [(np.full_like(found[0][0], np.nan), np.nan), *found[1:]]
+
+    monkeypatch.setattr(model, "scored", scored)
+    config = SegmentConfig(images=odd[:2], output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match=r"1 of 2 images .*a\.png: the map's scores lie in \[nan, nan\]"):
+        segmenting.main(config)
+    failed, done = listed(config.output_dir)
+    assert "error" in failed and done["map"] == "a-2_map.png"
 
 
 def test_names_are_unique_whatever_their_case(tmp_path):
@@ -354,8 +398,8 @@ def test_watching_goes_on_until_it_is_stopped(tmp_path, monkeypatch):
 
 def test_large_images_are_seen_in_tiles(tmp_path, model, monkeypatch):
     large, small = picture(tmp_path / "large.png", 90, 150), picture(tmp_path / "small.png", 30, 40)
-    options = {"images": (large, small), "batch_size": 2}
-    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "whole"))
+    options = {"images": (large, small)}
+    segmenting.main(SegmentConfig(**options, batch_size=1, output_dir=tmp_path / "whole"))
     monkeypatch.setattr(model, "tiling", Tiling(64))
     segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "tiles", tiles=64))
     [expected] = model.segment([read_image(large)], "object")

@@ -1,4 +1,5 @@
 from .backbone import Backbone
+from .calibration import Calibration, calibrate
 from .clip_files import open_backbone
 from .evaluation import Evaluation, evaluate
 from .map_scale import MapScale
@@ -9,11 +10,13 @@ from .prompt_bank import PromptBank
 from .promptable import Embedding, Prompts, Segmenter
 from .sam import PromptableNetwork, SamSegmenter, TransformersSegmenter
 from .sam_files import open_segmenter
+from .score import image_score
 from .tiles import Tiling
 
 __version__: str
 __all__ = [
     "Backbone",
+    "Calibration",
     "ClipSAM",
     "Embedding",
     "Evaluation",
@@ -29,7 +32,9 @@ __all__ = [
     "Segmenter",
     "Tiling",
     "TransformersSegmenter",
+    "calibrate",
     "evaluate",
+    "image_score",
     "open_backbone",
     "open_segmenter",
     "refine",

@@ -13,8 +13,6 @@ alarms on further sound ones is at most α, the ⌈(n+1)(1−α)⌉-th smallest 
 pixels. In anomalib's normalised scores the threshold is 0.5.
 """
 
-from collections.abc import Sequence
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import InterpolationMode, Resize
 
+from clipsam.conformal import ALPHA, conformal_threshold
 from clipsam.exported import Exported
 from clipsam.mmr import refine
 from clipsam.pipeline import ClipSAM
@@ -49,7 +48,7 @@ class AnomalibClipSAM(AnomalibModule):
         ValueError: an α that is not possible.
     """
 
-    def __init__(self, pipeline: ClipSAM, category: str | None = None, alpha: float = 0.05, **options: Any) -> None:
+    def __init__(self, pipeline: ClipSAM, category: str | None = None, alpha: float = ALPHA, **options: Any) -> None:
         if not 0 < alpha < 1:
             raise ValueError(f"alpha={alpha!r} is not possible; allowed: between 0 and 1")
         side = [pipeline.backbone.image_size] * 2
@@ -144,16 +143,3 @@ class Calibrated(PostProcessor):
 
     def on_validation_epoch_end(self, *_: Any, **__: Any) -> None:
         """Leave the thresholds as they are."""
-
-
-def conformal_threshold(scores: Sequence[float], alpha: float) -> float:
-    """Return the ⌈(n+1)(1−α)⌉-th smallest of n scores of sound images.
-
-    Raises:
-        ValueError: fewer scores than α needs.
-    """
-    rank = ceil((len(scores) + 1) * (1 - alpha) - 1e-9)
-    if rank > len(scores):
-        needed = ceil(1 / alpha - 1 - 1e-9)
-        raise ValueError(f"{len(scores)} sound images with alpha={alpha!r}; allowed: {needed} or more")
-    return sorted(scores)[rank - 1]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipsam.precision import TowerPrecision
 from clipsam.prompt_bank import PromptBank, group_average
@@ -160,11 +160,8 @@ class Backbone(TowerPrecision):
     @cached_property
     def hash(self) -> str:
         """The sha256 of weights and configuration: heads are only valid with those that they were trained with."""
-        digest = hashlib.sha256(json.dumps(self.configuration, sort_keys=True).encode())
-        for part in [self.model] if self.other is None else [self.model, self.other]:
-            for name, tensor in sorted(part.state_dict().items()):
-                digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-        return digest.hexdigest()
+        networks = [self.model] if self.other is None else [self.model, self.other]
+        return weights_hash(*networks, told=json.dumps(self.configuration, sort_keys=True))
 
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Let the towers keep their weights and compute in another number format; what they return stays float32.
@@ -236,6 +233,15 @@ class Backbone(TowerPrecision):
             encoded = [self.model.encode_text(tokens.to(self.device)).float() for tokens in groups]
             self._texts[key] = torch.stack([group_average(embeddings) for embeddings in encoded])
         return self._texts[key]
+
+
+def weights_hash(*networks: nn.Module, told: str = "") -> str:
+    """Return the sha256 of the weights of some networks, and of what else is told of them."""
+    digest = hashlib.sha256(told.encode())
+    for network in networks:
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def told(clip: str, weights: str | None) -> dict[str, Any]:

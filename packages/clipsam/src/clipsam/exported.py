@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipsam.pipeline import TOP_SHARE, ClipSAM, window_probability
+from clipsam.pipeline import ClipSAM, window_probability
+from clipsam.score import TOP_SHARE
 
 OPSET = 18
 INPUT, MAP, SCORE = "pixels", "anomaly_map", "score"
@@ -46,16 +47,19 @@ class Exported(nn.Module):
             maps = counted = torch.stack([window_probability(joint, language, side) for side in (1, 2, 3)]).mean(0)
         else:
             maps, counted = self.model._rough_and_counted(backbone.patches(images), self.category)
-        return self.enlarged(maps), self.top_mean(self.enlarged(counted))
+        return self.enlarged(maps), self.pooled(self.enlarged(counted))
 
     def enlarged(self, maps: Tensor) -> Tensor:
         """Return maps ``(B, h, w)`` on the square that CLIP sees."""
         size = [self.size, self.size]
         return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0].clamp(0, 1)
 
-    def top_mean(self, maps: Tensor) -> Tensor:
-        """Return the mean of the top 1 % of maps ``(B, S, S)``."""
-        return maps.flatten(1).topk(max(1, round(TOP_SHARE * self.size**2)), dim=1).values.mean(1)
+    def pooled(self, maps: Tensor) -> Tensor:
+        """Return the scores ``(B,)`` of maps ``(B, S, S)``, as :func:`~clipsam.score.image_score` makes them."""
+        if self.model.pooling == "max":
+            return maps.amax((1, 2))
+        top = maps.flatten(1).topk(max(1, round(TOP_SHARE * self.size**2)), dim=1).values
+        return top[:, -1] if self.model.pooling == "quantile" else top.mean(1)
 
 
 def to_onnx(model: ClipSAM, category: str) -> bytes:

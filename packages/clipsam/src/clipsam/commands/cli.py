@@ -2,6 +2,7 @@
 
 from clipsam.commands.options import (
     BenchConfig,
+    CalibrateConfig,
     DemoConfig,
     EvalConfig,
     ExportConfig,
@@ -15,6 +16,7 @@ from frugal_shared.cli import Commands, run_cli
 
 COMMANDS: Commands = {
     "bench": (BenchConfig, "clipsam.commands.bench:main"),
+    "calibrate": (CalibrateConfig, "clipsam.commands.calibrate:main"),
     "demo": (DemoConfig, "clipsam.commands.demo:main"),
     "eval": (EvalConfig, "clipsam.commands.eval:main"),
     "export": (ExportConfig, "clipsam.commands.export:main"),

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from clipsam.commands.eval_report import eval_page, print_table, results_of, write_rows
 from clipsam.commands.measure import evaluate_all
 from clipsam.commands.models import open_model
-from clipsam.commands.options import EvalConfig
+from clipsam.commands.options import EvalConfig, batch_of
 from clipsam.commands.outputs import show_failures
 from clipsam.data.origin import seen_in_training
 from clipsam.data.sources import check_mask_dir, open_data, open_references
 from clipsam.evaluation import STAGES, Stage
+from clipsam.memories import MUTUAL
 from clipsam.pipeline import ClipSAM
 from clipsam.samples import AnomalyData
 from frugal_shared.checkpoint import write_json
@@ -31,8 +33,8 @@ def main(config: EvalConfig) -> None:
     references = open_all_references(config, model, data_sets)
     if config.zero_shot:
         check_zero_shot(model, data_sets)
-    batch_size = config.batch_size if config.tiles is None else 1  # tiles are batches of their own
-    options = {"batch_size": batch_size, "fpr_limit": config.fpr_limit, "references": references}
+    options: dict[str, Any] = {"batch_size": batch_of(config), "fpr_limit": config.fpr_limit, "references": references}
+    options["scores"] = config.score
     with Run(config, "clipsam") as run:
         found = evaluate_all(run, model, data_sets, stages, **options)
         rows = [row for each in found for row in each.rows]
@@ -86,10 +88,10 @@ def open_all_references(config: EvalConfig, model: ClipSAM, data_sets: Sequence[
         ValueError: they cannot be had, or there are no heads to use them.
         RunError: the ``[demo]`` extra is missing.
     """
+    if model.umci is None and (config.references or MUTUAL in config.score):
+        raise UsageError(f"references={config.references!r} need heads; allowed: 0 with checkpoint='none'")
     if not config.references:
         return {}
-    if model.umci is None:
-        raise UsageError(f"references={config.references!r} need heads; allowed: 0 with checkpoint='none'")
     found = {}
     for name, data in zip(config.data, data_sets):
         found[data.name] = open_references(name, config.references, config.seed, config.reading)

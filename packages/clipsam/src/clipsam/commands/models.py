@@ -9,7 +9,7 @@ import torch
 from clipsam.backbone import Backbone
 from clipsam.checkpoint import CONFIG, read_description
 from clipsam.clip_files import open_backbone
-from clipsam.commands.options import EMBEDDED, NONE, ClipConfig, Dtype, ExportConfig, PipelineConfig, SamConfig
+from clipsam.commands.options import EMBEDDED, NONE, ClipConfig, Dtype, HeadsConfig, PipelineConfig, SamConfig
 from clipsam.embedded.dinov2 import HEADS, IMAGE_SIZE, asset, embedded_segmenter
 from clipsam.mmr import MMRConfig
 from clipsam.pipeline import ClipSAM, described_backbone
@@ -24,7 +24,7 @@ DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 USUAL_SIZE = 518  # pixels, of CLIPs that are not embedded: what the field compares at
 
 
-def open_model(config: PipelineConfig | ExportConfig) -> ClipSAM:
+def open_model(config: HeadsConfig) -> ClipSAM:
     """Return the pipeline that the options describe; what is exported has no SAM.
 
     Raises:
@@ -35,8 +35,8 @@ def open_model(config: PipelineConfig | ExportConfig) -> ClipSAM:
     bank = prompt_bank(config)
     if config.checkpoint == NONE:
         mmr = mmr_config(config, MMRConfig()) if isinstance(config, SamConfig) else None
-        model = ClipSAM(backbone_of(config, stages=(0,)), None, bank, segmenter, mmr=mmr)  # texts need no stage
-        return seen_as_asked(model, config)
+        backbone = backbone_of(config, stages=(0,))  # texts need no stage
+        return seen_as_asked(ClipSAM(backbone, None, bank, segmenter, mmr=mmr, pooling=config.pooling), config)
     folder = asset(HEADS) if config.checkpoint is None else Path(config.checkpoint)
     if not (folder / CONFIG).exists():
         raise RunError(f"checkpoint={str(folder)!r} holds no {CONFIG}; allowed: what `clipsam train` wrote, or none")
@@ -44,12 +44,13 @@ def open_model(config: PipelineConfig | ExportConfig) -> ClipSAM:
     size, stages = trained["image_size"], tuple(trained["stages"])
     backbone = own_clip(config, folder, trained) or backbone_of(config, size=size, stages=stages)
     model = ClipSAM.from_pretrained(folder, backbone=backbone, segmenter=segmenter, bank=bank)
+    model.pooling = config.pooling
     if isinstance(config, SamConfig):
         model.mmr = mmr_config(config, model.mmr)
     return seen_as_asked(model, config)
 
 
-def seen_as_asked(model: ClipSAM, config: PipelineConfig | ExportConfig) -> ClipSAM:
+def seen_as_asked(model: ClipSAM, config: HeadsConfig) -> ClipSAM:
     """Return the pipeline with the scales and tiles that the options ask for; an export has none."""
     return model.see_at(config.scales, tiling(config)) if isinstance(config, PipelineConfig) else model
 

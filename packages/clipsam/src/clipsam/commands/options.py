@@ -14,6 +14,8 @@ SAMS = "embedded, none, or a file or folder of SAM's weights"
 # as in the library, which would bring torch along
 Mode = Literal["soft", "paper"]
 Stage = Literal["clip", "umci", "mmr"]
+Score = Literal["map", "distance", "combined", "mutual"]
+Pooling = Literal["max", "quantile", "top-mean"]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Format = Literal["coco", "labelme"]
 SMALLEST_TILE = 16  # pixels
@@ -65,6 +67,23 @@ class ClipConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadsConfig(ClipConfig):
+    """Options of the commands that look with a CLIP and its heads."""
+
+    checkpoint: str | None = None
+    """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
+    pooling: Pooling = "max"
+    """How a map becomes its image's score: its highest value, or the value or the mean of its top 1 %."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.checkpoint is None and not self.is_embedded:
+            given = f"tower={self.tower!r}" if self.tower else f"clip={self.clip!r}"
+            raise UsageError(f"{given} has no embedded heads; allowed: --checkpoint FOLDER, or none")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamConfig(ModelConfig):
     """Options of the commands that refine with SAM."""
 
@@ -99,11 +118,9 @@ class SamConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineConfig(SamConfig, ClipConfig):
+class PipelineConfig(SamConfig, HeadsConfig):
     """Options of the commands that run the whole pipeline."""
 
-    checkpoint: str | None = None
-    """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
     tiles: int | Literal["auto"] | None = None
     """Cut larger images into overlapping tiles of this side in pixels, seen beside the whole; "auto": twice the side
     of the square that CLIP sees; unset: no tiles."""
@@ -113,9 +130,13 @@ class PipelineConfig(SamConfig, ClipConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        check_heads(self)
         if self.tiles is not None and self.tiles != "auto" and self.tiles < SMALLEST_TILE:
             raise UsageError(f"tiles={self.tiles!r} is not possible; allowed: {SMALLEST_TILE} or more, or auto")
+
+
+def batch_of(config: "PartConfig | EvalConfig") -> int:
+    """Return how many images CLIP sees at once: with tiles, which are batches of their own, one."""
+    return config.batch_size if config.tiles is None else 1
 
 
 def check_one_view(config: PipelineConfig, references: bool) -> None:
@@ -160,21 +181,20 @@ class FolderConfig(ImageConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(PipelineConfig, ImageConfig):
-    """Segment the anomalies in images: maps, masks, overlays and a JSON."""
+class PartConfig(PipelineConfig, ImageConfig):
+    """Options of the commands that look at images of one kind of part."""
 
     images: Annotated[tuple[Path, ...], Positional] = ()
     """Image files, and folders, of which every image below them counts."""
     category: str = "object"
     """What the images show, such as "metal nut"; "object" for anything."""
-    watch: bool = False
-    """Go on with what comes into the folders, until Ctrl-C."""
-    annotations: tuple[Format, ...] = ()
-    """Write the masks as "coco" (annotations.json) or "labelme" (per image <name>_labelme.json), too."""
-    output_dir: Path = Path("runs/segment")
-    """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
     references: tuple[Path, ...] = ()
-    """Other images of the same kind, 8 to 16, most of them sound: an image scores as it is unlike all of them, too."""
+    """Other images of the same kind, 8 to 16, most of them sound: a patch counts as it is unlike all of them, too."""
+    score: Score | None = None
+    """What maps and scores are made of: the rough "map", the "distance" to references, both "combined", or "mutual",
+    the distance to all other images of the command; unset: "combined" with references, else "map"."""
+    turn: bool = False
+    """Keep every reference in all of its eight positions, for parts that lie as they fell."""
     batch_size: int = 8
     """Images that CLIP sees at once."""
 
@@ -183,19 +203,65 @@ class SegmentConfig(PipelineConfig, ImageConfig):
         super().__post_init__()
         check_positive(self, "batch_size")
         check_category(self.category)
-        check_one_view(self, bool(self.references))
+        check_one_view(self, bool(self.references) or self.score == "mutual")
+        if self.score in ("distance", "combined") and not self.references:
+            raise UsageError(f"score={self.score!r} without references; allowed: --references IMAGE ...")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(ClipConfig):
+class SegmentConfig(PartConfig):
+    """Segment the anomalies in images: maps, masks, overlays and a JSON."""
+
+    watch: bool = False
+    """Go on with what comes into the folders, until Ctrl-C."""
+    annotations: tuple[Format, ...] = ()
+    """Write the masks as "coco" (annotations.json) or "labelme" (per image <name>_labelme.json), too."""
+    output_dir: Path = Path("runs/segment")
+    """The run folder: per image <name>_map.png, <name>_mask.png, <name>_overlay.png, and segmentations.json."""
+    calibration: Path | None = None
+    """What `calibrate` wrote, with the same options: then every image gets a verdict, and masks its threshold."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if self.calibration is not None and self.threshold is not None:
+            raise UsageError(f"threshold={self.threshold!r} contradicts the calibration's; allowed: one of them")
+        if self.watch and self.score == "mutual":
+            raise UsageError("watch=True with score='mutual', which needs all images at once; allowed: either")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(PartConfig):
+    """Find the score from which on an image is defective, from sound images or from labelled ones."""
+
+    images: Annotated[tuple[Path, ...], Positional] = ()
+    """Sound images, or folders of them; with --adaptive a folder with labels, such as good/ and scratch/."""
+    alpha: float = 0.05
+    """The false-alarm rate that is to hold for sound images to come; 0.05 needs 19 images, 0.01 needs 99."""
+    adaptive: bool = False
+    """Take the threshold of the best F1 on labelled images instead."""
+    output: Path | None = None
+    """The calibration's file; unset: calibration.json in the run folder."""
+    output_dir: Path = Path("runs/calibrate")
+    """The run folder."""
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        if not 0 < self.alpha < 1:
+            raise UsageError(f"alpha={self.alpha!r} is not possible; allowed: between 0 and 1")
+        if self.score == "mutual":
+            raise UsageError("score='mutual' depends on the images beside; allowed: map, distance, combined")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(HeadsConfig):
     """Write CLIP and heads for one category as an ONNX file: pixels in, map and score out."""
 
     onnx: Path | None = None
     """The file; a JSON of that name beside it says what goes in and what comes out."""
     category: str = "object"
     """What the images show, such as "metal nut"; "object" for anything. It is a constant of the file."""
-    checkpoint: str | None = None
-    """Folder of trained UMCI heads, or "none" for texts alone; unset: the embedded ones with the embedded CLIP."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -205,7 +271,6 @@ class ExportConfig(ClipConfig):
         if self.dtype != "fp32":
             raise UsageError(f"dtype={self.dtype!r} is not exported; allowed: fp32")
         check_category(self.category)
-        check_heads(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +402,9 @@ class EvalConfig(PipelineConfig, FolderConfig):
     zero_shot: bool = False
     """Call the result zero-shot: refused if the checkpoint was trained on any of the data, and with references."""
     references: int = 0
-    """A row more, "memory": an image's score with so many images of each category's train split, labels unused."""
+    """Rows more, "distance" and "combined": beside so many images of each category's train split, labels unused."""
+    score: tuple[Score, ...] = ()
+    """Other rows: "map" without and "mutual" with the test images themselves as references; unset: both above."""
     fpr_limit: float = 0.3
     """False positive rate up to which AUPRO integrates."""
     json: Path | None = None
@@ -349,9 +416,11 @@ class EvalConfig(PipelineConfig, FolderConfig):
         check_positive(self, "samples", "batch_size")
         check_range("fpr_limit", self.fpr_limit, 1e-6, 1)
         check_range("references", self.references, 0, MOST_REFERENCES)
-        check_one_view(self, self.references > 0)
+        check_one_view(self, self.references > 0 or "mutual" in self.score)
         if self.references and self.zero_shot:
             raise UsageError(f"references={self.references!r} with zero_shot is not zero-shot; allowed: either")
+        if not self.references and {"distance", "combined"} & set(self.score):
+            raise UsageError(f"score={self.score!r} without references; allowed: map, mutual, or --references K")
         for name, given in (("data", self.data), ("stages", self.stages)):
             if not given:
                 raise UsageError(f"{name}=() is empty; allowed: one or more")
@@ -391,13 +460,6 @@ class DemoConfig(ModelConfig):
         """Check the values."""
         super().__post_init__()
         check_positive(self, "samples", "cells")
-
-
-def check_heads(config: "PipelineConfig | ExportConfig") -> None:
-    """Refuse a CLIP that nothing was trained on."""
-    if config.checkpoint is None and not config.is_embedded:
-        given = f"tower={config.tower!r}" if config.tower else f"clip={config.clip!r}"
-        raise UsageError(f"{given} has no embedded heads; allowed: --checkpoint FOLDER, or none")
 
 
 def check_category(category: str) -> None:

@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from clipsam.annotations import Annotated, coco, labelme
+from clipsam.calibration import Calibration
 from clipsam.commands.options import RefineConfig, SegmentConfig
-from clipsam.commands.summary import show_summary
+from clipsam.commands.summary import printable, show_summary
 from clipsam.mmr import CutOff
 from clipsam.pictures import overlay
 from clipsam.pipeline import Segmentation
@@ -80,6 +81,7 @@ def write_outputs(
     image: NDArray[np.uint8],
     found: Segmentation,
     threshold: float,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write map, mask, overlay and, last, the record of one image, each atomically.
 
@@ -90,6 +92,7 @@ def write_outputs(
         image: ``(H, W, 3)`` uint8.
         found: what was found in it.
         threshold: on the map, above which a pixel belongs to the mask.
+        calibration: says which scores are those of a defect.
     """
     mask = found.anomaly_map > threshold
     pictures = {
@@ -101,13 +104,17 @@ def write_outputs(
         write_bytes(output(folder, name, f"{kind}.png"), png(picture))
     record = record | {
         "score": found.score,
-        "threshold": threshold,
+        "threshold": threshold,  # of the peak; with a calibration of the score
+        "peak": float(found.anomaly_map.max()),
+        "pixel_threshold": threshold,
         "area": float(mask.mean()),
         "boxes": found.boxes.tolist(),
         "mask_scores": found.mask_scores.tolist(),
         "cut_off": asdict(found.cut_off),
         **{kind: output(folder, name, f"{kind}.png").name for kind in pictures},
     }
+    if calibration is not None:
+        record |= {"threshold": calibration.threshold, "verdict": calibration.verdict(found.score)}
     write_json(output(folder, name, "found.json"), record)
 
 
@@ -118,8 +125,10 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures) -> None:
-    """Write the list of everything found on all processes, and tell what failed.
+def conclude(
+    config: SegmentConfig | RefineConfig, run: Run, failures: Failures, references: Sequence[str] = ()
+) -> None:
+    """Write the list of everything found on all processes, and tell what failed, of images and of references.
 
     Raises:
         RunError: something failed.
@@ -138,11 +147,28 @@ def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures)
         show_summary(records)
         tell_cut_off(records)
     run.finish({"images": len(config.images), "failures": len(everybody)})
-    if everybody:
-        reasons = [everybody[index] for index in sorted(everybody)]
+    raise_failures(run, [everybody[index] for index in sorted(everybody)], len(config.images), references)
+
+
+def raise_failures(run: Run, reasons: Sequence[str], images: int, references: Sequence[str] = ()) -> None:
+    """Tell what failed, now that the rest is done.
+
+    Args:
+        run: the run.
+        reasons: one line for every image that failed.
+        images: how many images there were.
+        references: one line for every reference that failed.
+
+    Raises:
+        RunError: something failed.
+    """
+    lines = [f"{len(reasons)} of {images} images could not be used: {'; '.join(reasons)}"] if reasons else []
+    if references:
+        lines.append(f"{len(references)} references could not be used: {'; '.join(references)}")
+    if lines:
         if run.accelerator.is_main_process:
-            show_failures(reasons)
-        raise RunError(f"{len(everybody)} of {len(config.images)} images could not be used: {'; '.join(reasons)}")
+            show_failures([*reasons, *references])
+        raise RunError("; ".join(lines))
 
 
 def write_annotations(
@@ -179,6 +205,4 @@ def tell_cut_off(records: Iterable[dict[str, Any]]) -> None:
 def show_failures(reasons: Iterable[str]) -> None:
     """Print a line for everything that failed."""
     for reason in reasons:
-        # a file's name may hold anything, also what moves the terminal's cursor, and what is no text
-        visible = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in reason)
-        Console(soft_wrap=True).print(f"[red]failed[/red] {escape(visible)}")
+        Console(soft_wrap=True).print(f"[red]failed[/red] {escape(printable(reason))}")

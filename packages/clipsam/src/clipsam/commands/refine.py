@@ -13,8 +13,9 @@ from clipsam.commands.options import RefineConfig
 from clipsam.commands.outputs import conclude, is_done, require_images, unique_names, write_outputs
 from clipsam.data.images import camera_bits, read_image
 from clipsam.map_scale import MapScale, as_map
-from clipsam.pipeline import Segmentation, image_score
+from clipsam.pipeline import Segmentation
 from clipsam.promptable import Segmenter
+from clipsam.score import image_score
 from frugal_shared.errors import UsageError
 from frugal_shared.evaluation import chunks
 from frugal_shared.images import ImageError, opened

@@ -30,13 +30,18 @@ def show_summary(records: Sequence[Record]) -> None:
 
 def table_of(records: Sequence[Record], total: int) -> Table:
     """Return a table with a row for each record."""
-    judged = any("verdict" in record for record in records)
+    judged = all("verdict" in record for record in records)
     title = f"the {len(records)} highest scores of {total}" if total > len(records) else None
     table = Table(title=title)
-    for name in ("image", "score", "regions", "area %", *(["verdict"] if judged else [])):
+    for name in ("image", "score", "regions", "area %", *(["threshold", "verdict"] if judged else [])):
         table.add_column(name, justify="left" if name in ("image", "verdict") else "right", overflow="fold")
     for record in records:
-        name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in record["image"])
         numbers = f"{record['score']:.4f}", str(len(record["boxes"])), f"{100 * record['area']:.2f}"
-        table.add_row(escape(name), *numbers, *([record.get("verdict", "")] if judged else []))
+        verdict = [f"{record['threshold']:.4f}", record["verdict"]] if judged else []
+        table.add_row(escape(printable(record["image"])), *numbers, *verdict)
     return table
+
+
+def printable(text: str) -> str:
+    """Return a text as a terminal may have it: a file's name may hold what moves the cursor, and what is no text."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)

@@ -53,7 +53,9 @@ def record(number, **more):
 
 @pytest.mark.parametrize("judged", [False, True])
 def test_the_summary_shows_the_highest_scores_and_counts(capsys, judged):
-    verdicts = [{"verdict": "defect" if number > 28 else "ok"} if judged else {} for number in range(30)]
+    verdicts = [
+        {"verdict": "defect" if number > 28 else "ok", "threshold": 0.28} if judged else {} for number in range(30)
+    ]
     records = [record(number, **verdict) for number, verdict in enumerate(verdicts)]
     show_summary([*records, {"image": "bad\x1b.png", "error": "no image"}])
     told = capsys.readouterr().out

@@ -2,7 +2,7 @@ from typing import get_args
 
 import pytest
 
-from clipsam import evaluation, mmr
+from clipsam import evaluation, memories, mmr, score
 from clipsam.commands import options
 from clipsam.commands.cli import COMMANDS, main
 from clipsam.commands.models import DTYPES
@@ -38,3 +38,4 @@ def test_the_options_offer_what_the_library_has():
     assert get_args(options.Mode) == get_args(mmr.Mode)
     assert get_args(options.Stage) == get_args(evaluation.Stage) == options.EvalConfig().stages
     assert get_args(options.Dtype) == tuple(DTYPES)
+    assert get_args(options.Score) == memories.SCORES and get_args(options.Pooling) == score.POOLINGS

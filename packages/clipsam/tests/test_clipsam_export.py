@@ -15,20 +15,23 @@ from clipsam.umci import UMCIHead
 from frugal_shared.errors import UsageError
 
 
-def pipeline(backbones, kind="own", heads=True, rarity=True):
+def pipeline(backbones, kind="own", heads=True, rarity=True, pooling="max"):
     torch.manual_seed(3)
     backbone = backbones[kind]
     umci = UMCIHead(2, backbone.width, backbone.text_dim, hidden=16, pool_kernels=(1, 3), pool_stride=1)
-    return ClipSAM(backbone, umci if heads else None, rarity=rarity)
+    return ClipSAM(backbone, umci if heads else None, rarity=rarity, pooling=pooling)
 
 
 def square(size=32):
     return np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("heads", "rarity"), [(True, True), (True, False), (False, False)])
-def test_the_network_gives_the_pipeline_s_maps_and_scores(backbones, heads, rarity):
-    model = pipeline(backbones, heads=heads, rarity=rarity)
+@pytest.mark.parametrize(
+    ("heads", "rarity", "pooling"),
+    [(True, True, "max"), (True, False, "quantile"), (True, False, "top-mean"), (False, False, "max")],
+)
+def test_the_network_gives_the_pipeline_s_maps_and_scores(backbones, heads, rarity, pooling):
+    model = pipeline(backbones, heads=heads, rarity=rarity, pooling=pooling)
     pixels = torch.from_numpy(square()).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         maps, scores = Exported(model, "nut")(pixels)

@@ -49,6 +49,11 @@ def test_what_was_seen_before_is_at_no_distance_and_a_few_damaged_references_do_
     assert memory.distance(patches).abs().max() < 1e-5
 
 
+def test_references_follow_the_images_to_another_device():
+    memory, patches = Memory([torch.rand(3, 6, 2, 2)] * 2), [torch.rand(1, 6, 2, 2, device="meta")] * 2
+    assert memory.distance(patches).device.type == memory.stages[0].device.type == "meta"
+
+
 def test_the_order_of_the_references_and_the_images_beside_it_do_not_matter(model):
     images, references = pictures(3), pictures(5, seed=1)
     together = model.segment(images, "nut", model.remember(references))

@@ -389,6 +389,8 @@ def test_watching_goes_on_until_it_is_stopped(tmp_path, monkeypatch):
     names = [record["map"] for record in listed(config.output_dir)]
     assert names == ["first_map.png", "second_map.png", "third_map.png", "fourth_map.png"]
     assert json.loads((config.output_dir / "results.json").read_text()) == {"images": 4, "failures": 0}
+    with pytest.raises(UsageError, match="watch=True with score='mutual', which needs all images at once"):
+        SegmentConfig(images=(tmp_path / "in",), watch=True, score="mutual")
     with pytest.raises(UsageError, match="watch=True without a folder"):
         segmenting.main(SegmentConfig(images=(tmp_path / "in" / "first.png",), watch=True))
 

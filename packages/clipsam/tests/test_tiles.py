@@ -113,6 +113,16 @@ def test_every_stage_is_tiled_alike(heads):
     stages = model.every_stage([large], "nut")
     np.testing.assert_allclose(stages["umci"][0][0], model.scored([large], "nut")[0][0], atol=1e-5)
     np.testing.assert_allclose(stages["clip"][0][0], model.text_map([large], "nut")[0], atol=1e-5)
+    [(_, by_texts)] = ClipSAM(heads[0], tiling=Tiling("auto")).scored([large], "nut")
+    assert by_texts == pytest.approx(stages["clip"][0][1]) and by_texts > stages["clip"][0][0].max()  # of the views
+
+
+def test_references_are_seen_at_the_scale_of_the_images(heads):
+    [image] = images = [picture(40, 50)]
+    model = ClipSAM(*heads, scales=(64,))
+    [(distance, _)] = model.scored(images, "nut", model.remember(images, "nut", manner="distance"))
+    [(other, _)] = model.scored([image[::-1]], "nut", model.remember(images, "nut", manner="distance"))
+    assert distance.max() < other.min()  # what was seen before is at no distance
 
 
 def test_several_scales_are_the_mean_of_each(heads):
@@ -147,3 +157,6 @@ def test_options_of_the_command_line():
             SegmentConfig(references=(Path("a.png"),), **options)
         with pytest.raises(UsageError, match=r"references with tiles=.*allowed: either"):
             EvalConfig(references=2, **options)
+        for config in (SegmentConfig, EvalConfig):
+            with pytest.raises(UsageError, match=r"references with tiles=.*allowed: either"):
+                config(score="mutual" if config is SegmentConfig else ("mutual",), **options)

@@ -9,7 +9,7 @@ import torch
 from clipsam.backbone import Backbone
 from clipsam.checkpoint import CONFIG, read_description
 from clipsam.clip_files import open_backbone
-from clipsam.commands.options import EMBEDDED, NONE, ClipConfig, Dtype, HeadsConfig, PipelineConfig, SamConfig
+from clipsam.commands.options import EMBEDDED, NONE, SAMS, ClipConfig, Dtype, HeadsConfig, PipelineConfig, SamConfig
 from clipsam.embedded.dinov2 import HEADS, IMAGE_SIZE, asset, embedded_segmenter
 from clipsam.mmr import MMRConfig
 from clipsam.pipeline import ClipSAM, described_backbone
@@ -17,7 +17,7 @@ from clipsam.prompt_bank import PromptBank
 from clipsam.sam import PromptableNetwork
 from clipsam.sam_files import open_segmenter
 from clipsam.tiles import Tiling
-from frugal_shared.errors import RunError
+from frugal_shared.errors import RunError, UsageError
 from frugal_shared.hub import hub_errors
 
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,12 +97,15 @@ def segmenter_of(config: SamConfig) -> PromptableNetwork | None:
     """Return the SAM, or None for "none".
 
     Raises:
+        UsageError: no such file or folder.
         ValueError: the file holds other weights.
         ImportError: its package is missing.
         OSError: the file cannot be read.
     """
     if config.sam == NONE:
         return None
+    if config.sam != EMBEDDED and not Path(config.sam).exists():
+        raise UsageError(f"sam={config.sam!r} is no file or folder; allowed: {SAMS}")
     segmenter = embedded_segmenter() if config.sam == EMBEDDED else open_segmenter(config.sam)
     return segmenter.compute_in(DTYPES[config.dtype])
 

@@ -105,8 +105,6 @@ class SamConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        if self.sam not in (EMBEDDED, NONE) and not Path(self.sam).exists():
-            raise UsageError(f"sam={self.sam!r} is no file or folder; allowed: {SAMS}")
         given = [name for name in ("max_components", "points") if getattr(self, name) is not None]
         check_positive(self, *given)
         if self.min_area is not None and self.min_area < 0:

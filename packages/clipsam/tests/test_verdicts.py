@@ -14,6 +14,7 @@ from clipsam.commands.options import CalibrateConfig, SegmentConfig
 from clipsam.conformal import conformal_threshold, f1_threshold
 from clipsam.data.images import read_image
 from clipsam.pipeline import ClipSAM
+from clipsam.tiles import Tiling
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.evaluation import chunks
@@ -114,7 +115,14 @@ def test_another_category_or_another_pipeline_is_refused(tmp_path, good, model, 
     assert not config.output_dir.exists()
     torch.manual_seed(6)
     other = ClipSAM(backbones["timm"], UMCIHead(2, 24, 24, hidden=8))
-    for change, name in ((other, "heads"), (ClipSAM(model.backbone, model.umci, pooling="quantile"), "pooling")):
+    own = model.backbone, model.umci
+    changes = {
+        "heads": other,
+        "pooling": ClipSAM(*own, pooling="quantile"),
+        "scales": ClipSAM(*own, scales=(32, 64)),
+        "tiles": ClipSAM(*own, tiling=Tiling(64)),
+    }
+    for name, change in changes.items():
         with pytest.raises(ValueError, match=f"the calibration was made with {name}="):
             Calibration.load(path).check(change, "nut")
     Calibration.load(path).check(model, "nut")

@@ -21,6 +21,7 @@ from bdp_nas.spaces.nasbench201 import OPERATIONS as CELL_OPERATIONS
 from bdp_nas.spaces.nasbench201 import genotype_to_columns, index_to_genotype
 from bdp_nas.table import Table
 from clipsam.commands import models as clipsam_models
+from clipsam.embedded import dinov2
 from clipsam.embedded.dinov2 import HEADS, asset, embedded_backbone, embedded_segmenter
 from delta_dit.commands import generate, models
 from delta_dit.delta_plan import Reuse
@@ -125,7 +126,7 @@ def test_prompts_that_are_no_text(desk, cached_models, pipeline, tmp_path, monke
 @pytest.fixture
 def cached_towers(monkeypatch):
     """Build the embedded CLIP and SAM once."""
-    monkeypatch.setattr(clipsam_models, "embedded_backbone", cache(embedded_backbone))
+    monkeypatch.setattr(dinov2, "embedded_backbone", cache(embedded_backbone))
     monkeypatch.setattr(clipsam_models, "embedded_segmenter", cache(embedded_segmenter))
 
 

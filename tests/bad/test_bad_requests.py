@@ -64,9 +64,8 @@ def test_clipsam(asked, tmp_path):
         ("segment", image, "--sam", tmp_path / "nothing.pth", "nothing.pth"),
         ("refine", image, "--maps", "0 maps for 1 images"),
         ("eval", "--data", "no-such-data", "no-such-data"),
-        ("eval", "--data", tmp_path / "only-bad", "normal"),
         ("eval", "--data", tmp_path / "empty", "empty"),
-        ("train", "--data", tmp_path / "only-bad", "normal"),
+        ("train", "--data", tmp_path / "only-bad", "0 defective images with masks"),
     )
 
 

@@ -68,7 +68,7 @@ def test_the_command_writes_a_file_that_it_has_checked(backbones, tmp_path, monk
 
 def test_a_file_s_name_is_needed():
     with pytest.raises(UsageError, match="onnx=None is missing; allowed: --onnx FILE"):
-        ExportConfig()
+        export.main(ExportConfig())
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -25,6 +25,8 @@ from clipsam.exported import Exported
 from clipsam.mmr import refine
 from clipsam.pipeline import ClipSAM
 
+# pyright: reportMissingImports=false, reportUntypedBaseClass=false
+# the extra may not be installed where the types are checked
 try:
     from anomalib import LearningType
     from anomalib.data import InferenceBatch

@@ -146,7 +146,7 @@ class Backbone(TowerPrecision):
         networks = [self.model] if self.other is None else [self.model, self.other.visual]
         modules = [module for network in networks for module in network.modules()]
         kinds = {type(module).__name__ for module in modules}
-        heads = {getattr(module, "num_heads", None) for module in modules} - {None}
+        heads = {count for module in modules if isinstance(count := getattr(module, "num_heads", None), int)}
         statistics = [self.mean.tolist(), self.std.tolist()]
         if self.other is not None:
             statistics += [list(self.other.mean), list(self.other.std)]

@@ -5,7 +5,7 @@ from clipsam.commands.options import ExportConfig
 from clipsam.exported import INPUT, MAP, SCORE, difference, to_onnx
 from clipsam.pipeline import ClipSAM
 from frugal_shared.checkpoint import write_bytes, write_json
-from frugal_shared.errors import RunError
+from frugal_shared.errors import RunError, UsageError
 
 ALLOWED = 1e-4  # of the maps and scores, against the pipeline's own
 
@@ -14,10 +14,12 @@ def main(config: ExportConfig) -> None:
     """Write the file, and beside it a JSON that says what goes in and what comes out.
 
     Raises:
+        UsageError: no file is named.
         ImportError: the ``[onnx]`` extra is missing.
         RunError: onnxruntime finds something else in the file than the pipeline does.
     """
-    assert config.onnx is not None  # checked by the options
+    if config.onnx is None:
+        raise UsageError("onnx=None is missing; allowed: --onnx FILE")
     model = open_model(config)
     content = to_onnx(model, config.category)
     found = difference(content, model, config.category)

@@ -264,8 +264,6 @@ class ExportConfig(HeadsConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        if self.onnx is None:
-            raise UsageError("onnx=None is missing; allowed: --onnx FILE")
         if self.dtype != "fp32":
             raise UsageError(f"dtype={self.dtype!r} is not exported; allowed: fp32")
         check_category(self.category)

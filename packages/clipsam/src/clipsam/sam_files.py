@@ -55,9 +55,11 @@ def open_segmenter(path: Path | str, **options: int) -> PromptableNetwork:
         state = read_state(path)
         sam = network_of(state)
         sam.load_state_dict(state)
-    except (OSError, ImportError):
+    except ImportError:
         raise
     except Exception as error:  # a damaged file raises whatever its reader stumbles over
+        if isinstance(error, OSError) and error.filename is not None:  # it could not be opened
+            raise
         why = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise ValueError(f"{str(path)!r} holds no weights of a SAM: {why}; allowed: {ALLOWED}") from error
     return SamSegmenter(sam, **options)

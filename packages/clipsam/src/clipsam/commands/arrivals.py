@@ -12,8 +12,12 @@ SECONDS = 2.0  # between two looks into the watched folders
 
 
 def with_files(config: SegmentConfig) -> SegmentConfig:
-    """Return options whose images are files: those given, and those below the folders given, without the outputs."""
-    return replace(config, images=tuple(files_of(config.images, config.output_dir)))
+    """Return options whose images are files: those given, and those below the folders given, without the outputs.
+
+    A folder without any stays, to be told of with what else cannot be read, unless it is watched.
+    """
+    found = {path: files_of([path], config.output_dir) or ([] if config.watch else [path]) for path in config.images}
+    return replace(config, images=tuple(dict.fromkeys(file for files in found.values() for file in files)))
 
 
 def files_of(paths: Sequence[Path], output_dir: Path) -> list[Path]:

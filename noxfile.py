@@ -48,7 +48,7 @@ REAL_COMMANDS = {
 }
 EXTRAS = {
     "delta-dit": ["run", "bench", "scores"],
-    "clipsam": ["run", "demo"],
+    "clipsam": ["run", "demo", "hf", "hq", "onnx"],
     "partial-finetune": ["run", "demo"],
     "bdp-nas": ["run", "demo", "onnx"],
     "frugal-shared": ["demo"],

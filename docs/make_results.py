@@ -99,7 +99,6 @@ PARTS: Columns = {
     "share": ("share of the steps, %", 100, 2),
     "samples": ("samples", 1, 0),
     "usual_samples": ("usual samples", 1, 0),
-    "same_masks": ("pixels equal", 1, 7),
     "difference": "difference",
 }
 EXACT: Columns = {
@@ -222,7 +221,7 @@ SECTIONS = (
     ),
     Section(
         "clipsam-bench",
-        "clipsam: decoding, metrics, latency",
+        "clipsam: metrics, latency",
         "clipsam bench",
         "Two CPU cores; alternating pairs; SAM ViT-B's shapes with random weights.",
         PARTS,

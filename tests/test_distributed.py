@@ -43,6 +43,7 @@ CLOSE = [  # gradients are summed in another order: weights and figures agree wi
 ]
 NAS = "packages/bdp-nas/tests/test_nas_processes.py"
 ELSEWHERE = {  # proved by a test of its own package
+    "clipsam calibrate": "packages/clipsam/tests/test_verdicts.py::test_two_processes_see_what_one_sees",
     "bdp-nas search": f"{NAS}::test_two_processes_keep_the_samples_that_one_keeps",
     "bdp-nas retrain": f"{NAS}::test_two_processes_train_one_network",
 }

@@ -67,6 +67,11 @@ def test_16_bits_are_scaled_by_their_range_not_cut(tmp_path):
         assert pixels(tmp_path / f"deep.{suffix}").tolist() == [[0, 1, 100], [128, 254, 255]]
 
 
+def test_of_16_bits_only_those_in_use_are_scaled(tmp_path):
+    Image.fromarray(np.array([[0, 2048, 4095, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert np.asarray(read_image(tmp_path / "deep.png", 12)).tolist() == [[0, 128, 255, 255]]
+
+
 def test_floating_point_files_are_stretched(tmp_path):
     Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)).save(tmp_path / "f.tif")
     assert pixels(tmp_path / "f.tif").tolist() == [[0, 128, 255]]

@@ -21,6 +21,7 @@ from bdp_nas.spaces.nasbench201 import OPERATIONS as CELL_OPERATIONS
 from bdp_nas.spaces.nasbench201 import genotype_to_columns, index_to_genotype
 from bdp_nas.table import Table
 from clipsam.commands import models as clipsam_models
+from clipsam.embedded import dinov2
 from clipsam.embedded.dinov2 import HEADS, asset, embedded_backbone, embedded_segmenter
 from delta_dit.commands import generate, models
 from delta_dit.delta_plan import Reuse
@@ -125,7 +126,7 @@ def test_prompts_that_are_no_text(desk, cached_models, pipeline, tmp_path, monke
 @pytest.fixture
 def cached_towers(monkeypatch):
     """Build the embedded CLIP and SAM once."""
-    monkeypatch.setattr(clipsam_models, "embedded_backbone", cache(embedded_backbone))
+    monkeypatch.setattr(dinov2, "embedded_backbone", cache(embedded_backbone))
     monkeypatch.setattr(clipsam_models, "embedded_segmenter", cache(embedded_segmenter))
 
 
@@ -141,15 +142,15 @@ def test_heads(desk, cached_towers, photograph, tmp_path):
     shutil.copytree(asset(HEADS), folder)
     argv = ("segment", photograph, "--checkpoint", folder, "--sam", "none", "--cpu", "--output-dir", tmp_path / "out")
     desk.spoil(folder / "umci.safetensors", "clipsam", *argv)
-    harmless = (*BITS, "provenance", "mmr", "without mmr")
+    harmless = (*BITS, "provenance", "mmr", "without mmr", "backbone", "without backbone")
     desk.spoil(folder / "config.json", "clipsam", *argv, named=folder, works=harmless, fields=12)
 
 
 def test_published_weights(desk, photograph, tmp_path):
     weights, rough = tmp_path / "sam.pth", tmp_path / "map.npy"
     np.save(rough, np.zeros((40, 52), np.float32))
-    weights.write_bytes(torch_file({"image_encoder.pos_embed": torch.zeros(8, 8)}))
-    argv = ("refine", photograph, "--maps", rough, "--sam", "vit_b", "--sam-weights", weights, "--cpu")
+    weights.write_bytes(torch_file({"image_encoder.patch_embed.proj.weight": torch.zeros(768, 8)}))
+    argv = ("refine", photograph, "--maps", rough, "--sam", weights, "--cpu")
     desk.spoil(weights, "clipsam", *argv, "--output-dir", tmp_path / "out")
     argv = ("segment", photograph, "--checkpoint", "none", "--sam", "none", "--clip", "ViT-S-32-alt", "--cpu")
     for suffix in (".pt", ".safetensors", ".npz"):

@@ -23,10 +23,9 @@ from bdp_nas.commands.data import open_data
 from bdp_nas.commands.options import TaskConfig
 from bdp_nas.spaces.nasbench201 import index_to_genotype
 from clipsam.commands import eval as evaluate
-from clipsam.commands import models as clipsam_models
 from clipsam.commands import segment
 from clipsam.data.images import read_image
-from clipsam.embedded.dinov2 import embedded_backbone
+from clipsam.embedded import dinov2
 from clipsam.pipeline import ClipSAM
 from delta_dit.commands.scores import read_pictures
 from frugal_shared.images import ImageError
@@ -249,10 +248,11 @@ def test_what_is_odd_is_read_and_what_is_bad_is_named_in_bounded_memory(pictures
 class Blind(ClipSAM):
     """Sees nothing, at no cost: what is under test comes before and after the networks."""
 
-    def rough(self, images, category):
-        return [np.zeros(image.shape[:2], np.float32) for image in images]
+    def see_at(self, *_):
+        return self
 
-    text_map = rough
+    def text_scored(self, images, category):
+        return [(np.zeros(image.shape[:2], np.float32), 0.0) for image in images]
 
 
 @pytest.fixture
@@ -327,7 +327,7 @@ BAD = ("empty.png", "page.png", "pickle.png", "bomb.png", "text-bomb.png", "scri
     ids=lambda value: value if isinstance(value, str) else value[0],
 )
 def test_training_data(desk, tmp_path, monkeypatch, package, argv):
-    monkeypatch.setattr(clipsam_models, "embedded_backbone", cache(embedded_backbone))
+    monkeypatch.setattr(dinov2, "embedded_backbone", cache(dinov2.embedded_backbone))
     weights, data, files = tmp_path / "base.safetensors", tmp_path / "data", ODD | invalid(desk.marker)
     save_file(timm.create_model("test_vit").state_dict(), weights)
     given = ("--weights", weights) if package == "partial-finetune" else ()

@@ -61,12 +61,11 @@ def test_clipsam(asked, tmp_path):
         ("segment", image, "--category", " ", "category=' '"),
         ("segment", image, "--checkpoint", tmp_path, "config.json"),
         ("segment", image, "--clip", "no-such-clip", "--checkpoint", "none", "no-such-clip"),
-        ("segment", image, "--sam", "vit_b", "--sam-weights", tmp_path / "nothing.pth", "nothing.pth"),
+        ("segment", image, "--sam", tmp_path / "nothing.pth", "nothing.pth"),
         ("refine", image, "--maps", "0 maps for 1 images"),
         ("eval", "--data", "no-such-data", "no-such-data"),
-        ("eval", "--data", tmp_path / "only-bad", "normal"),
         ("eval", "--data", tmp_path / "empty", "empty"),
-        ("train", "--data", tmp_path / "only-bad", "normal"),
+        ("train", "--data", tmp_path / "only-bad", "0 defective images with masks"),
     )
 
 

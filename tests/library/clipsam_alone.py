@@ -7,7 +7,7 @@ from clipsam import refine
 
 
 class Threshold:
-    """Answers every prompt with the bright pixels; its small square is the image itself."""
+    """Answers every prompt with the bright pixels; its small grid is the image itself."""
 
     def embed(self, image):
         """Return the brightness."""
@@ -17,16 +17,6 @@ class Threshold:
         """Return one level of logits and its score for every prompt."""
         queries = len(prompts.boxes)
         return (embedding - 128).expand(queries, 1, -1, -1), torch.ones(queries, 1)
-
-    def to_square(self, values, embedding):
-        """Leave them as they are."""
-        return values.float()
-
-    to_image = to_square
-
-    def to_masks(self, logits, embedding):
-        """Return where logits are positive."""
-        return logits > 0
 
 
 image = np.zeros((64, 64, 3), np.uint8)

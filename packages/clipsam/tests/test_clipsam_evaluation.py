@@ -22,21 +22,21 @@ from clipsam.evaluation import (
     FALSE_ALARM,
     IMAGE_COLUMNS,
     INTERVAL,
-    MEMORY,
     MISSED,
     PIXEL_COLUMNS,
     WORST,
     Tally,
-    UnusableReference,
     batches_of,
     evaluate,
     mean_row,
 )
+from clipsam.memories import MAP, UnusableReference
 from clipsam.metrics import ImageMetrics, PixelMetrics
 from clipsam.mmr import MMRConfig
-from clipsam.pipeline import ClipSAM, image_score
+from clipsam.pipeline import ClipSAM
 from clipsam.sam import SamSegmenter
 from clipsam.samples import GOOD, Entry, Sample
+from clipsam.score import image_score
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
 from frugal_shared.images import ImageError
@@ -194,7 +194,7 @@ def test_the_worst_come_first(model):
     assert all(case.entry.is_anomalous == (case.kind == MISSED) for case in found.worst)
 
 
-def test_what_the_data_cannot_give_is_left_out_and_a_reference_must_be_given(model):
+def test_what_the_data_or_the_references_cannot_give_is_left_out(model):
     class Torn(Made):
         def __getitem__(self, index):
             if index == 2:
@@ -203,9 +203,12 @@ def test_what_the_data_cannot_give_is_left_out_and_a_reference_must_be_given(mod
 
     found = evaluate(model, Torn(), ("umci",), references=Made())
     assert found.failures == ["2.png is torn"] and row_of(found.rows, "umci")["images"] == 15
-    assert found.worst[0].picture is None and not math.isnan(row_of(found.rows, MEMORY)["image_auroc"])
-    with pytest.raises(UnusableReference, match=r"a reference cannot be used: 2\.png is torn"):
-        evaluate(model, Made(), ("umci",), references=Torn())
+    assert found.worst[0].picture is None and not math.isnan(row_of(found.rows, "combined")["image_auroc"])
+    beside = evaluate(model, Made(), ("umci",), references=Torn())
+    assert beside.failures == ["reference 2.png is torn"] and row_of(beside.rows, "combined")["images"] == 16
+    none = Made(kinds=(("bolt", DAMAGED), ("nut", GOOD)))
+    with pytest.raises(UnusableReference, match=r"none of the references of 'bolt' can be used: reference 0\.png"):
+        evaluate(model, Made(), ("umci",), references=none, unreadable=(ImageError,))
     with pytest.raises(OSError, match="torn"):
         evaluate(model, Torn(), ("umci",), unreadable=())
 
@@ -217,6 +220,36 @@ def test_solar_cells_get_a_trivial_row(model):
     deviations = [float(data[index].image.std()) for index in range(8)]
     expected = np.mean([bad > good for bad in deviations[4:] for good in deviations[:4]])
     assert row["image_auroc"] == pytest.approx(expected) and math.isnan(row["auroc"])
+
+
+def test_the_plain_rows_stand_beside_ours(model):
+    data, references = Made(), Made(kinds=Made.kinds[:8])
+
+    def stages(scores, references=references):
+        found = evaluate(model, data, ("umci",), references=references, scores=scores)
+        return list(dict.fromkeys(row["stage"] for row in found.rows)), found
+
+    assert stages(())[0] == stages(("combined",))[0] == stages(("distance",))[0] == ["umci", "distance", "combined"]
+    assert stages(("mutual", "combined"))[0] == ["umci", "distance", "combined", "mutual"]
+    assert stages(("mutual",), None)[0] == ["umci", "mutual"]
+    order, found = stages(("map",))
+    assert order == ["umci", MAP] and row_of(found.rows, MAP) == row_of(found.rows, "umci") | {"stage": MAP}
+    for score in ("distance", "combined"):
+        with pytest.raises(ValueError, match=f"score='{score}' without references; allowed: map and mutual"):
+            stages((score,), None)
+
+
+def test_a_map_with_nan_is_a_line_and_no_figure(model, monkeypatch):
+    real = model.scored
+
+    def scored(images, *others):
+        found = real(images, *others)
+        return [(np.full_like(found[0][0], np.nan), np.nan), *found[1:]]
+
+    monkeypatch.setattr(model, "scored", scored)
+    found = evaluate(model, Made(), ("umci",), batch_size=8)  # a batch of each category
+    assert found.failures == [f"{name}.png: the map of umci holds NaN" for name in ("bolt/000", "nut/002")]
+    assert row_of(found.rows, "umci")["images"] == 14
 
 
 # --- the command ---
@@ -320,7 +353,7 @@ def test_without_heads_sam_refines_the_map_from_texts(tmp_path, model, backbones
         evaluating.main(EvalConfig(samples=2, references=4, output_dir=tmp_path / "other"))
 
 
-def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, model):
+def test_references_give_rows_of_their_own_and_change_no_other(tmp_path, model):
     folder = folder_of_images(tmp_path / "parts")
     for index, category in enumerate(Made.categories * 3):
         sound, others = sample_of(100 + index, category, GOOD), folder / category / "train" / "good"
@@ -331,16 +364,16 @@ def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, mod
         out = tmp_path / f"out{count}"
         evaluating.main(EvalConfig(data=(str(folder),), references=count, output_dir=out, batch_size=3))
         found[count] = json.loads((out / "rows.json").read_text())
-    assert [row for row in found[2] if row["stage"] != MEMORY] == found[0]
+    assert [row for row in found[2] if row["stage"] not in ("distance", "combined")] == found[0]
     drawn = open_references(str(folder), 2, 0)
-    memory = model.remember([drawn[row].image for row in range(4) if drawn.entries[row].category == "bolt"])
+    memory = model.remember([drawn[row].image for row in range(4) if drawn.entries[row].category == "bolt"], "bolt")
     scores = ImageMetrics()
     for index in range(0, len(Made()), 4):
         for sample in (Made()[index], Made()[index + 1]):
             [one] = model.segment([sample.image], "bolt", memory)
             scores.update(one.score, sample.is_anomalous)
-    row = row_of(found[2], MEMORY, "bolt")
-    assert row["image_auroc"] == pytest.approx(scores.compute()["image_auroc"]) and row["ap"] is None
+    row = row_of(found[2], "combined", "bolt")
+    assert row["image_auroc"] == pytest.approx(scores.compute()["image_auroc"]) and row["ap"] > 0
     with pytest.raises(UsageError, match=r"references=4 of 'bolt' in parts; allowed: 0 to 3"):
         evaluating.main(EvalConfig(data=(str(folder),), references=4, output_dir=tmp_path / "out4"))
     (folder / "nut" / "train").rename(folder / "nut" / "elsewhere")
@@ -348,8 +381,14 @@ def test_references_give_a_row_of_image_scores_and_change_no_other(tmp_path, mod
         evaluating.main(EvalConfig(data=(str(folder),), references=2, output_dir=tmp_path / "out4"))
     (folder / "nut" / "elsewhere").rename(folder / "nut" / "train")
     (folder / "bolt" / "train" / "good" / "0.png").write_bytes(b"")
-    with pytest.raises(RunError, match=r"a reference cannot be used: .*0\.png"):
+    with pytest.raises(RunError, match=r"1 images could not be used: reference .*0\.png"):
         evaluating.main(EvalConfig(data=(str(folder),), references=3, output_dir=tmp_path / "out3"))
+    assert row_of(json.loads((tmp_path / "out3" / "rows.json").read_text()), "combined", "bolt")["image_auroc"] >= 0
+
+
+def test_scores_that_need_references_say_so(tmp_path):
+    with pytest.raises(UsageError, match=r"score=\('distance',\) without references; allowed: map, mutual, or --ref"):
+        EvalConfig(score=("distance",), output_dir=tmp_path)
 
 
 def test_with_references_nothing_is_zero_shot(tmp_path):
@@ -360,3 +399,32 @@ def test_with_references_nothing_is_zero_shot(tmp_path):
 def test_the_command_is_what_was_asked(tmp_path):
     config = EvalConfig(data=("a b", "cells"), seed=3, zero_shot=True, sam="none", output_dir=tmp_path)
     assert command(config) == "clipsam eval --seed 3 --sam none --data 'a b' cells --zero-shot"
+
+
+def test_the_thresholds_are_those_of_the_best_f1(model):
+    data = Made()
+    rows, pixels, scored = evaluate(model, data, ("umci",)).rows, PixelMetrics(), []
+    for index, entry in enumerate(data.entries):
+        [(anomaly_map, score)] = model.scored([data[index].image], entry.category)
+        pixels.update(anomaly_map, data[index].mask)
+        scored.append((score, entry.is_anomalous))
+    row = row_of(rows, "umci")
+    assert row["threshold"] == pytest.approx(pixels.compute()["threshold"], abs=1e-4)
+
+    def f1(threshold):
+        found = [(score >= threshold - 1e-6, bad) for score, bad in scored]
+        hits = sum(called and bad for called, bad in found)
+        return 2 * hits / (sum(called for called, _ in found) + sum(bad for _, bad in found))
+
+    assert f1(row["image_threshold"]) == pytest.approx(max(f1(score) for score, _ in scored))
+    of_one_kind = evaluate(model, Made((("bolt", GOOD),) * 2), ("umci",)).rows
+    assert math.isnan(row_of(of_one_kind, "umci")["image_threshold"])
+
+
+def test_a_category_of_the_command_line_is_all_folders(tmp_path, model, monkeypatch):
+    folder_of_images(tmp_path / "set_7")
+    asked = []
+    monkeypatch.setattr(model, "scored", lambda images, category, memory=None: asked.append(category) or ClipSAM.scored(model, images, category))  # fmt: skip  # noqa: E501
+    options = {"data": (str(tmp_path / "set_7"),), "stages": ("umci",), "output_dir": tmp_path / "out"}
+    evaluating.main(EvalConfig(**options, category="metal nut"))
+    assert set(asked) == {"metal nut"}

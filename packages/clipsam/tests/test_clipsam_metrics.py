@@ -228,3 +228,54 @@ def test_images_of_one_kind_give_nan():
     with pytest.warns(RuntimeWarning, match="no image is anomalous"):
         assert np.isnan(metrics.compute()["image_auroc"])
     assert np.isnan(metrics.auroc_interval()).all()
+
+
+# --- maps whose scores lie close together, and maps of other kinds of numbers ---
+
+SQUEEZED = {
+    "saturated": lambda scores: 1 - 1e-4 * (1 - scores) ** 3,
+    "squeezed": lambda scores: 1e-4 * scores,
+    "to the middle": lambda scores: 0.5 + 1e-4 * scores,
+    "half of it": lambda scores: np.where(scores < 0.6, 1e-4 * scores, scores),
+}
+
+
+@pytest.mark.parametrize("how", SQUEEZED)
+def test_crowded_maps_are_ranked_as_exactly_as_by_sorting(how):
+    pairs = [(SQUEEZED[how](scores.astype(float)), mask) for scores, mask in images(8, (60, 80))]
+    found, expected = metrics_of(pairs).compute(), metrics_of(pairs, exact=True).compute()
+    for name in ("auroc", "ap", "f1_max", "aupro"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-9), name
+    assert found["threshold"] == pytest.approx(expected["threshold"], abs=1e-12)
+
+
+def test_many_ranked_scores_are_joined_and_cost_little():
+    pairs = [(1 - 1e-6 * scores.astype(float), mask) for scores, mask in images(12, (60, 80))]
+    metrics, expected = metrics_of(pairs, bins=1000), metrics_of(pairs, exact=True).compute()
+    assert len(metrics.state()["ranked_scores"]) <= 4000 < 12 * 60 * 80
+    found = metrics.compute()
+    for name in ("auroc", "ap", "aupro"):
+        assert found[name] == pytest.approx(expected[name], abs=2e-3), name
+
+
+def test_ranked_parts_merge_and_survive_as_state():
+    pairs = [(1e-4 * scores.astype(float), mask) for scores, mask in images(6)] + images(3, seed=1)
+    whole, first, second = metrics_of(pairs), metrics_of(pairs[:4]), metrics_of(pairs[4:])
+    first.merge(second)
+    assert first.compute() == pytest.approx(whole.compute())
+    assert PixelMetrics().load_state(whole.state()).compute() == whole.compute()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.uint8, np.uint16])
+def test_maps_of_any_kind_of_number(kind):
+    pairs = images(4)
+    if kind == np.float16:
+        given = [(scores.astype(kind), mask) for scores, mask in pairs]
+        same = [(scores.astype(float), mask) for scores, mask in given]
+    else:
+        white = np.iinfo(kind).max
+        given = [(np.rint(scores * white).astype(kind), mask) for scores, mask in pairs]
+        same = [(scores / np.float32(white), mask) for scores, mask in given]
+    given.append((np.full((2, 2), 1 if kind == np.float16 else white, kind), np.eye(2, dtype=bool)))
+    same.append((np.ones((2, 2)), np.eye(2, dtype=bool)))
+    assert metrics_of(given).compute() == pytest.approx(metrics_of(same, exact=True).compute(), abs=1e-4)

@@ -82,10 +82,11 @@ def test_windows_are_compared_with_the_texts():
     torch.testing.assert_close(window_probability(joint, language, 2)[0], total / count)
 
 
-def test_the_score_is_the_mean_of_the_top_of_the_map():
-    values = np.arange(1000, dtype=np.float32).reshape(20, 50) / 1000
-    assert image_score(values) == pytest.approx(0.9945, abs=1e-6)
-    assert image_score(np.array([[0.3]], np.float32)) == pytest.approx(0.3)
+def test_a_map_with_nan_is_refused_in_one_line(clipsam):
+    [image] = pictures()[:1]
+    rough = np.full(image.shape[:2], np.nan, np.float32)
+    with pytest.raises(ValueError, match=r"the map's scores lie in \[nan, nan\]; allowed: numbers in \[0, 1\]"):
+        clipsam.refined(image, rough)
 
 
 def test_a_checkpoint_comes_back_and_holds_no_clip(clipsam, backbone, tmp_path):
@@ -143,3 +144,11 @@ def test_bad_images_and_an_untrained_save_are_refused(clipsam, backbone, tmp_pat
         clipsam.segment([np.zeros((4, 4, 3))], "nut")
     with pytest.raises(ValueError, match="umci=None"):
         ClipSAM(backbone).save_pretrained(tmp_path)
+
+
+def test_a_checkpoint_of_when_specks_were_a_share_of_the_image_opens(clipsam, backbone, tmp_path):
+    clipsam.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text())
+    config["mmr"] = {"min_area": 2e-4, "threshold": 0.4}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    assert ClipSAM.from_pretrained(tmp_path, backbone=backbone).mmr == MMRConfig(threshold=0.4)

@@ -57,8 +57,8 @@ def test_the_shipped_heads_are_opened_on_towers_in_half_precision(model, photogr
     half, single = open_model(PipelineConfig(dtype="bf16")), embedded_segmenter()
     assert half.backbone.dtype == torch.bfloat16 and next(half.umci.parameters()).dtype == torch.float32
     pixels, image = torch.randn(1, 3, 56, 56), np.array(Image.open(photographs[0]))
-    found = [*half.backbone.patches(pixels), half.segmenter.embed(image).features]
-    expected = [*model.backbone.patches(pixels), single.embed(image).features]
+    found = [*half.backbone.patches(pixels), *half.segmenter.embed(image).features]
+    expected = [*model.backbone.patches(pixels), *single.embed(image).features]
     for one, other in zip(found, expected):
         assert one.dtype == torch.float32 and not torch.equal(one, other)
         assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) > 0.99
@@ -91,7 +91,10 @@ def test_refine_takes_anyones_map(tmp_path, photographs):
 def test_zero_shot_refuses_what_was_trained_on(tmp_path, capsys):
     options = ["--data", "photographs", "--zero-shot", "--output-dir", str(tmp_path / "run"), "--samples", "2", "--cpu"]
     assert main(["eval", *options]) == 2
-    assert "data='photographs' is not zero-shot: the checkpoint was trained on photographs" in capsys.readouterr().err
+    assert (
+        "data='photographs' is not zero-shot (seen: the data set): the checkpoint was trained on photographs"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -109,7 +112,7 @@ def test_the_demo_writes_rows_results_and_a_report_and_says_what_it_does(tmp_pat
     assert main(["demo", "--samples", "21", "--cells", "3", "--output-dir", str(tmp_path), "--cpu"]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert {row["dataset"] for row in rows} == {"elpv-mono", "elpv-poly", "procedural", "cells"}
-    assert {row["stage"] for row in rows} == {"clip", "umci", "mmr", "memory", "pixel-std"}
+    assert {row["stage"] for row in rows} == {"clip", "umci", "mmr", "distance", "combined", "pixel-std"}
     assert {"stage", "dataset", "auroc", "f1_max", "ap", "aupro", "image_auroc"} <= rows[0].keys()
     assert "elpv-mono" in (tmp_path / "report.html").read_text()
     *steps, address = capsys.readouterr().out.splitlines()

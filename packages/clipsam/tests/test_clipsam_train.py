@@ -1,7 +1,9 @@
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from clipsam.commands import train as recipe
 from clipsam.commands.options import TrainConfig
@@ -68,3 +70,23 @@ def test_what_the_embedded_clip_cannot_give_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"stages=\(5, 11\) of the embedded CLIP"):
         recipe.main(TrainConfig(output_dir=tmp_path / "run", stages=(5, 11)))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_ends_with_a_checkpoint_even_where_no_defect_is_left_to_validate_on(config, backbones, tmp_path):
+    for number in range(9):
+        bad = number > 5
+        folder = tmp_path / "few" / "bolt" / "test" / ("bent" if bad else "good")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = np.random.default_rng(number).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        if bad:
+            mask = np.zeros((96, 96), np.uint8)
+            mask[0, 0] = 255  # gone at CLIP's size
+            masks = tmp_path / "few" / "bolt" / "ground_truth" / "bent"
+            masks.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(masks / f"{number}_mask.png")
+    with pytest.warns(RuntimeWarning, match="no pixel is anomalous"):
+        recipe.main(config(data=(str(tmp_path / "few"),)))
+    model = ClipSAM.from_pretrained(config().output_dir / "best", backbone=backbones["timm"])
+    assert model.provenance["categories"] == ["bolt"] and len(model.provenance["files"]) == 9
+    assert "ap" not in json.loads((config().output_dir / "results.json").read_text())

@@ -74,7 +74,7 @@ def test_the_sam_recipe_runs_and_its_weights_load(tmp_path, monkeypatch):
     train_sam.main(config)
     segmenter = embedded.embedded_segmenter(config.output_dir / "sam.safetensors")
     embedding = segmenter.embed(Procedural(1, size=200)[0].image)
-    assert embedding.features.shape == (1, embedded.SAM_WIDTH, embedded.SAM_GRID, embedded.SAM_GRID)
+    assert embedding.features[0].shape == (1, embedded.SAM_WIDTH, embedded.SAM_GRID, embedded.SAM_GRID)
     results = json.loads((config.output_dir / "results.json").read_text())
     assert {"point_iou", "box_iou", "loose_box_iou", "held_out_box_iou"} <= results.keys()
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipsam.map_scale import MapScale
 from clipsam.metrics import PixelMetrics
-from clipsam.mmr import MMRConfig, find_components, refine
-from clipsam.promptable import Embedding
+from clipsam.mmr import CutOff, MMRConfig, find_components, refine
 
 SIDE = 96
 
@@ -20,22 +20,13 @@ class Stub:
 
     def embed(self, image):
         self.embedded += 1
-        return Embedding(torch.zeros(1, 1, 1, 1), image.shape[:2], image.shape[:2])
+        return image.shape[:2]
 
     def decode(self, embedding, prompts):
         self.asked += len(prompts)
         rows = [self.answer(box.numpy()) for box in prompts.boxes]
         masks = torch.stack([torch.from_numpy(np.stack(masks)).float() for masks, _ in rows])
         return masks * 40 - 20, torch.tensor([scores for _, scores in rows])
-
-    def to_square(self, values, embedding):
-        return values.float()
-
-    def to_image(self, values, embedding):
-        return values
-
-    def to_masks(self, logits, embedding):
-        return logits > 0
 
 
 def scene(seed=0, blobs=2):
@@ -150,22 +141,34 @@ def test_points_follow_from_the_seed_and_the_image():
     assert not np.array_equal(points[0], points[2]) and not np.array_equal(points[0], points[3])
 
 
+def test_maps_come_as_other_methods_give_them():
+    """With an axis in front, at another size, as distances: where and what is found is the same."""
+    image, truth, rough = scene()
+    plain = refine(image, rough, knowing(truth))
+    again = refine(image, 10 * rough[None] + 3, knowing(truth), scale=MapScale(3, 13))
+    assert np.array_equal(plain.boxes, again.boxes)
+    np.testing.assert_allclose(plain.anomaly_map, again.anomaly_map, atol=1e-5)
+    small = F.avg_pool2d(torch.from_numpy(rough)[None], 2).numpy()
+    coarse = refine(image, small, knowing(truth))
+    assert coarse.anomaly_map.shape == rough.shape and np.abs(coarse.boxes[0] - plain.boxes[0]).max() <= 3
+
+
 def test_specks_and_floods_do_not_ask_for_masks():
     rng = np.random.default_rng(0)
     specks = np.zeros((200, 200), np.float32)
     specks[rng.integers(0, 200, 4000), rng.integers(0, 200, 4000)] = 0.9
-    assert len(find_components(specks, MMRConfig(min_area=0))) == 16
-    assert find_components(specks, MMRConfig(min_area=2e-3)) == []
+    assert len(find_components(specks, MMRConfig(min_area=0))[0]) == 16
+    assert find_components(specks, MMRConfig(min_area=80))[0] == []
     flood = np.full((50, 50), 0.9, np.float32)
     stub = Stub(lambda box: pytest.fail("asked"))
     assert np.array_equal(refine(np.zeros((50, 50, 3), np.uint8), flood, stub).anomaly_map, flood)
 
 
-def test_the_heaviest_components_come_first():
+def test_the_components_with_the_highest_score_come_first():
     rough = np.zeros((60, 60), np.float32)
     rough[2:10, 2:10], rough[20:40, 20:40], rough[50:54, 50:54] = 0.9, 0.6, 0.99
-    found = find_components(rough, MMRConfig(max_components=2))
-    assert [window[0].start for window, _ in found] == [20, 2]
+    found, _ = find_components(rough, MMRConfig(max_components=2))
+    assert [window[0].start for window, _ in found] == [50, 2]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_the_heaviest_components_come_first():
     [
         (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), np.nan), "nan"),
         (np.zeros((4, 4, 3), np.uint8), np.full((4, 4), 2.0), "2.0"),
-        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5)), "(4, 5)"),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 5)), "(2, 4, 5)"),
         (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4)), "float32"),
         (np.zeros((4, 4), np.uint8), np.zeros((4, 4)), "(4, 4)"),
     ],
@@ -186,8 +189,87 @@ def test_bad_input_is_refused(image, rough, says):
 
 @pytest.mark.parametrize(
     "options",
-    [{"mode": "hard"}, {"threshold": 0}, {"threshold": 1}, {"weight": 2}, {"points": 0}, {"min_area": 0.6}],
+    [
+        {"mode": "hard"},
+        {"threshold": 0},
+        {"threshold": 1},
+        {"weight": 2},
+        {"points": 0},
+        {"min_area": 0.6},
+        {"min_area": -1},
+        {"max_area": 0},
+    ],
 )
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match="allowed"):
         MMRConfig(**options)
+
+
+# --- large images ---
+
+
+class Close(Stub):
+    """A segmenter that notes how large the images are that it sees; its masks are the boxes."""
+
+    def __init__(self):
+        super().__init__(None)
+        self.sizes = []
+
+    def embed(self, image):
+        self.sizes.append(image.shape[:2])
+        return super().embed(image)
+
+    def decode(self, embedding, prompts):
+        masks = torch.full((len(prompts), 1, *embedding), -20.0)
+        for mask, (left, top, right, bottom) in zip(masks, prompts.boxes.int().tolist()):
+            mask[:, top:bottom, left:right] = 20
+        return masks, torch.ones(len(prompts), 1)
+
+
+def spots(*places, size=(500, 900), side=20):
+    rough = np.full(size, 0.1, np.float32)
+    for y, x in places:
+        rough[y : y + side, x : x + side] = 0.9
+        rough[y, x] = 0.2  # so that the mask differs from the map
+    return rough, np.zeros((*size, 3), np.uint8)
+
+
+def test_of_a_large_image_the_segmenter_sees_what_is_around_the_components():
+    rough, image = spots((5, 5), (300, 800), (310, 822), (470, 870))
+    whole, close = Close(), Close()
+    expected = refine(image, rough, whole, MMRConfig(whole=900))
+    found = refine(image, rough, close, MMRConfig(whole=899))
+    assert whole.sizes == [(500, 900)]
+    assert close.sizes == [(128, 128)] * 3  # the two neighbours in one
+    assert np.array_equal(found.boxes, expected.boxes) and np.array_equal(found.masks, expected.masks)
+    np.testing.assert_allclose(found.scores, expected.scores)
+    alone = [5, 470], [5, 870]  # of the two neighbours one's band reaches the other in the whole
+    np.testing.assert_allclose(found.anomaly_map[alone], expected.anomaly_map[alone])
+    assert (found.anomaly_map[alone] > 0.6).all()
+    far = np.ones(rough.shape, bool)
+    for left, top, right, bottom in found.boxes.astype(int):
+        far[max(0, top - 60) : bottom + 60, max(0, left - 60) : right + 60] = False
+    assert np.array_equal(found.anomaly_map[far], rough[far])
+
+
+def test_the_paper_s_mode_always_sees_the_whole():
+    rough, image = spots((5, 5), (300, 800))
+    stub = Close()
+    refine(image, rough, stub, MMRConfig(whole=100, mode="paper"))
+    assert stub.sizes == [(500, 900)]
+
+
+def test_a_small_component_is_as_good_in_a_large_image():
+    for size in ((60, 60), (3000, 2000)):
+        rough, image = spots((20, 20), size=size, side=8)
+        assert len(refine(image, rough, Close()).boxes) == 1
+
+
+def test_what_was_cut_off_is_said():
+    rough, image = spots((5, 5), (300, 800), (470, 870))
+    rough[100:102, 100] = rough[200, 200] = 0.9
+    rough[300:, :400] = 0.8
+    found = refine(image, rough, Close(), MMRConfig(max_components=2, min_area=3, max_area=0.1))
+    assert found.cut_off == CutOff(min_area=2, max_area=1, max_components=1) and len(found.boxes) == 2
+    assert str(found.cut_off) == "2 by min_area, 1 by max_area, 1 by max_components"
+    assert str(refine(image, rough * 0, Close()).cut_off) == ""

@@ -1,5 +1,6 @@
 """The commands ``segment`` and ``refine``: what they write, what they survive, and that nothing is done twice."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from clipsam.commands import refine as refining
 from clipsam.commands import segment as segmenting
+from clipsam.commands.models import mmr_config
 from clipsam.commands.options import RefineConfig, SegmentConfig
 from clipsam.commands.outputs import OUTPUTS, unique_names
 from clipsam.commands.segment import segment_images
@@ -17,6 +19,7 @@ from clipsam.mmr import MMRConfig, refine
 from clipsam.pictures import overlay
 from clipsam.pipeline import ClipSAM
 from clipsam.sam import SamSegmenter
+from clipsam.tiles import Tiling
 from clipsam.umci import UMCIHead
 from frugal_shared.errors import RunError, UsageError
 
@@ -180,26 +183,70 @@ def test_two_processes_write_the_bytes_of_one(tmp_path, odd, model):
     assert contents(tmp_path / "1") == contents(tmp_path / "2") and len(contents(tmp_path / "1")) == 4 * len(odd)
 
 
-def test_references_change_the_scores_and_not_the_maps(tmp_path, odd, model):
+def test_references_change_scores_and_maps(tmp_path, odd, model):
     references = tuple(picture(tmp_path / "others" / f"{index}.png") for index in range(3))
     options = {"images": odd, "category": "nut"}
     segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "plain"))
-    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "out", references=references))
-    plain, found = listed(tmp_path / "plain"), listed(tmp_path / "out")
-    memory = model.remember([read_image(path) for path in references])
-    [expected] = model.segment([read_image(odd[0])], "nut", memory)
-    assert found[0]["score"] == pytest.approx(expected.score, rel=1e-4) != plain[0]["score"]
-    maps = [path for path in contents(tmp_path / "plain") if path.endswith("map.png")]
-    assert all((tmp_path / "plain" / name).read_bytes() == (tmp_path / "out" / name).read_bytes() for name in maps)
+    plain, images = listed(tmp_path / "plain"), [read_image(path) for path in references]
+    for score in ("combined", "distance", "map"):
+        out = tmp_path / score
+        segmenting.main(SegmentConfig(**options, output_dir=out, references=references, score=score))
+        memory = None if score == "map" else model.remember(images, "nut", manner=score)
+        [expected] = model.segment([read_image(odd[0])], "nut", memory)
+        found = listed(out)[0]
+        assert found["score"] == pytest.approx(expected.score, rel=1e-4)
+        assert (found["score"] == plain[0]["score"]) == (score == "map")
+        maps = [(folder / "a_map.png").read_bytes() for folder in (tmp_path / "plain", out)]
+        assert (maps[0] == maps[1]) == (score == "map")
 
 
-def test_a_reference_that_cannot_be_read_ends_the_run_before_it_begins(tmp_path, odd):
+def test_a_folder_is_scored_against_itself(tmp_path, model):
+    paths = tuple(picture(tmp_path / f"{index}.png") for index in range(4))
     torn = tmp_path / "torn.png"
     torn.write_bytes(b"")
-    config = SegmentConfig(images=odd, references=(odd[0], torn), output_dir=tmp_path / "out")
-    with pytest.raises(RunError, match=r"1 references could not be used: .*torn\.png"):
+    config = SegmentConfig(images=(*paths, torn), category="nut", score="mutual", output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match=r"^1 of 5 images could not be used: .*torn\.png: [^;]*$"):
         segmenting.main(config)
-    assert not config.output_dir.exists()
+    memory = model.remember([read_image(path) for path in paths], "nut", manner="mutual")
+    [expected] = model.segment([read_image(paths[1])], "nut", memory)
+    assert listed(config.output_dir)[1]["score"] == pytest.approx(expected.score, rel=1e-4)
+
+
+def test_a_reference_that_cannot_be_read_is_one_line_and_the_rest_goes_on(tmp_path, odd, model, capsys):
+    torn = tmp_path / "torn.png"
+    torn.write_bytes(b"")
+    config = SegmentConfig(images=odd[:2], references=(odd[2], torn), output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match=r"^1 references could not be used: reference .*torn\.png"):
+        segmenting.main(config)
+    found = listed(config.output_dir)
+    [expected] = model.segment([read_image(odd[0])], "object", model.remember([read_image(odd[2])]))
+    assert len(found) == 2 and found[0]["score"] == pytest.approx(expected.score, rel=1e-4)
+    assert capsys.readouterr().out.count("failed") == 1
+    alone = SegmentConfig(images=odd, references=(torn,), output_dir=tmp_path / "other")
+    with pytest.raises(RunError, match=r"none of 1 references could be used: reference .*torn\.png"):
+        segmenting.main(alone)
+    assert not alone.output_dir.exists()
+
+
+def test_distances_need_references(tmp_path):
+    for score in ("distance", "combined"):
+        with pytest.raises(UsageError, match=f"score='{score}' without references; allowed: --references"):
+            SegmentConfig(score=score, output_dir=tmp_path)
+
+
+def test_a_map_with_nan_is_named_and_stops_nothing(tmp_path, odd, model, monkeypatch):
+    real = model.scored
+
+    def scored(images, *others):
+        found = real(images, *others)
+        return [(np.full_like(found[0][0], np.nan), np.nan), *found[1:]]
+
+    monkeypatch.setattr(model, "scored", scored)
+    config = SegmentConfig(images=odd[:2], output_dir=tmp_path / "out")
+    with pytest.raises(RunError, match=r"1 of 2 images .*a\.png: the map's scores lie in \[nan, nan\]"):
+        segmenting.main(config)
+    failed, done = listed(config.output_dir)
+    assert "error" in failed and done["map"] == "a-2_map.png"
 
 
 def test_names_are_unique_whatever_their_case(tmp_path):
@@ -251,7 +298,7 @@ def spoil(rough, how):
         rough[3, 3] = np.nan
     if how == "range":
         rough *= 3
-    return rough[:-1] if how == "shape" else rough
+    return np.stack([rough] * 2) if how == "shape" else rough
 
 
 @pytest.mark.parametrize("how", ["nan", "range", "shape", "pickle", "bytes", "colour", "missing"])
@@ -273,9 +320,127 @@ def test_a_map_that_cannot_be_used_is_named_and_stops_nothing(tmp_path, how):
     assert str(bad) in failed["error"] and "\n" not in failed["error"] and done["map"] == "scratch-2_map.png"
 
 
+def test_refine_takes_distances_of_another_size(tmp_path):
+    image, _, rough = pairs(tmp_path)
+    far = 5 + 20 * rough[None, ::2, ::2]
+    np.save(tmp_path / "far.npy", far)
+    for number in range(3):
+        np.save(tmp_path / f"sound{number}.npy", 5 + np.random.default_rng(number).random((1, 20, 26)))
+    sound = tuple(tmp_path / f"sound{number}.npy" for number in range(3))
+    options = {"images": (image,), "maps": (tmp_path / "far.npy",)}
+    refining.main(RefineConfig(**options, range=(5, 25), output_dir=tmp_path / "given"))
+    refining.main(RefineConfig(**options, sound_maps=sound, output_dir=tmp_path / "calibrated"))
+    for folder in ("given", "calibrated"):
+        [record] = listed(tmp_path / folder)
+        assert np.abs(np.array(record["boxes"]) - [[10, 10, 30, 20]]).max() <= 1
+    with pytest.raises(UsageError, match="with sound_maps; allowed: either"):
+        RefineConfig(**options, range=(5, 25), sound_maps=sound)
+
+
 def test_refine_needs_a_map_for_each_image_and_a_sam(tmp_path):
     image, path, _ = pairs(tmp_path)
     with pytest.raises(UsageError, match="1 maps for 2 images"):
         RefineConfig(images=(image, image), maps=(path,))
     with pytest.raises(UsageError, match="sam='none'"):
         RefineConfig(images=(image,), maps=(path,), sam="none")
+
+
+# --- folders, watching, annotations ---
+
+
+def test_a_folder_is_segmented_with_all_below_it_and_summed_up(tmp_path, capsys):
+    for name in ("a.png", "deep/a.png", "deep/b.png"):
+        picture(tmp_path / "in" / name)
+    config = SegmentConfig(
+        images=(tmp_path / "in",), output_dir=tmp_path / "in" / "out", annotations=("coco", "labelme")
+    )
+    segmenting.main(config)
+    records = listed(config.output_dir)
+    assert {record["image"] for record in records} == {str(path) for path in (tmp_path / "in").glob("[ad]*/*.png")} | {
+        str(tmp_path / "in" / "a.png")
+    }
+    assert "3 images: " in capsys.readouterr().out
+    written = json.loads((config.output_dir / "annotations.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["../a.png", "../deep/a.png", "../deep/b.png"]
+    assert sum(annotation["area"] for annotation in written["annotations"]) == sum(
+        round(record["area"] * 40 * 52) for record in records
+    )
+    one = json.loads((config.output_dir / "b_labelme.json").read_text())
+    assert (one["imageHeight"], one["imageWidth"]) == (40, 52) and one["imagePath"] == "../deep/b.png"
+    picture(tmp_path / "in" / "0" / "a.png")  # comes first from now on, and takes the name
+    segmenting.main(dataclasses.replace(config, resume=True))
+    assert len({record["map"] for record in listed(config.output_dir)}) == 4
+    for record in listed(config.output_dir):
+        found = json.loads((config.output_dir / record["map"].replace("map.png", "found.json")).read_text())
+        assert found["image"] == record["image"]
+
+
+def test_watching_goes_on_until_it_is_stopped(tmp_path, monkeypatch):
+    picture(tmp_path / "in" / "first.png")
+    rounds = iter([["second.png", "third.png"], ["fourth.png"]])
+
+    def arriving(folders, known, output_dir):
+        assert folders == [tmp_path / "in"] and [path.name for path in known] == ["first.png"]
+        yield from ([picture(tmp_path / "in" / name) for name in names] for names in rounds)
+
+    monkeypatch.setattr(segmenting, "arrivals", arriving)
+    config = SegmentConfig(images=(tmp_path / "in",), output_dir=tmp_path / "out", watch=True)
+    segmenting.main(config)
+    names = [record["map"] for record in listed(config.output_dir)]
+    assert names == ["first_map.png", "second_map.png", "third_map.png", "fourth_map.png"]
+    assert json.loads((config.output_dir / "results.json").read_text()) == {"images": 4, "failures": 0}
+    with pytest.raises(UsageError, match="watch=True with score='mutual', which needs all images at once"):
+        SegmentConfig(images=(tmp_path / "in",), watch=True, score="mutual")
+    with pytest.raises(UsageError, match="watch=True without a folder"):
+        segmenting.main(SegmentConfig(images=(tmp_path / "in" / "first.png",), watch=True))
+
+
+# --- large images, deep images, and what was cut off ---
+
+
+def test_large_images_are_seen_in_tiles(tmp_path, model, monkeypatch):
+    large, small = picture(tmp_path / "large.png", 90, 150), picture(tmp_path / "small.png", 30, 40)
+    options = {"images": (large, small)}
+    segmenting.main(SegmentConfig(**options, batch_size=1, output_dir=tmp_path / "whole"))
+    monkeypatch.setattr(model, "tiling", Tiling(64))
+    segmenting.main(SegmentConfig(**options, output_dir=tmp_path / "tiles", tiles=64))
+    [expected] = model.segment([read_image(large)], "object")
+    whole, tiles = (listed(tmp_path / name) for name in ("whole", "tiles"))
+    assert tiles[0]["score"] == pytest.approx(expected.score) != whole[0]["score"]
+    assert tiles[1] == whole[1]
+
+
+def test_a_camera_of_12_bits_is_not_black(tmp_path, model, caplog):
+    bright = np.random.default_rng(1).integers(0, 256, (40, 52), dtype=np.uint8)
+    for name, values in (("plain", bright), ("deep", bright.astype(np.uint16) * 16)):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    scores = {}
+    for name, options in (("plain", {}), ("deep", {}), ("deep", {"bits": 16})):
+        config = SegmentConfig(
+            images=(tmp_path / f"{name}.png",), output_dir=tmp_path / "out", overwrite=True, **options
+        )
+        segmenting.main(config)
+        scores[name, *options] = listed(config.output_dir)[0]["score"]
+    assert "12 bits: 4095 is taken for white" in caplog.text
+    assert scores["deep",] == pytest.approx(scores["plain",], abs=1e-3)
+    assert abs(scores["deep", "bits"] - scores["plain",]) > 1e-3
+
+
+def test_what_sam_was_not_asked_about_is_written_and_printed(tmp_path, model, capsys):
+    image, path, rough = pairs(tmp_path)
+    rough[30:34, 30:34] = rough[0, 0] = 0.8
+    np.save(path, rough)
+    options = {"images": (image,), "maps": (path,), "output_dir": tmp_path / "out"}
+    refining.main(RefineConfig(**options, max_components=1, min_area=2))
+    [record] = listed(tmp_path / "out")
+    assert record["cut_off"] == {"min_area": 1, "max_area": 0, "max_components": 1}
+    assert "not refined in 1 images: components above the threshold, 1 by min_area, 1 by max_components" in capsys.readouterr().out  # fmt: skip  # noqa: E501
+
+
+def test_options_of_the_refinement_reach_it():
+    options = {"min_area": 9, "max_components": 3, "points": 2, "weight": 0.5, "threshold": 0.4}
+    found = mmr_config(RefineConfig(**options), MMRConfig(seed=5))
+    assert found == MMRConfig(seed=5, **options) and mmr_config(RefineConfig(), MMRConfig(points=7)).points == 7
+    for wrong in ({"min_area": -1}, {"max_components": 0}, {"points": 0}, {"weight": 1.5}):
+        with pytest.raises(UsageError, match="allowed"):
+            RefineConfig(**wrong)

@@ -27,8 +27,12 @@ class ImageError(RunError):
     """A file that cannot be used as an image; the one-line message names it."""
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, bits: int | None = None) -> Image.Image:
     """Read a photograph, turned as its EXIF orientation says; of an animation or a stack, the first picture.
+
+    Args:
+        path: the file.
+        bits: see :func:`eight_bit`.
 
     Returns:
         8 bits, grey (mode "L") or RGB; see :func:`eight_bit`.
@@ -37,21 +41,25 @@ def read_image(path: str | Path) -> Image.Image:
         ImageError: missing, empty, damaged or unknown, or more than :data:`MAX_PIXELS` pixels.
     """
     with opened(path) as image:
-        return eight_bit(ImageOps.exif_transpose(image))
+        return eight_bit(ImageOps.exif_transpose(image), bits)
 
 
-def eight_bit(image: Image.Image) -> Image.Image:
+def eight_bit(image: Image.Image, bits: int | None = None) -> Image.Image:
     """Return an image in any of Pillow's modes in 8 bits: grey as grey (mode "L"), everything else as RGB.
 
     Transparent images are laid over white, so that a colour nobody could see does not show. Deep grey is divided by 257
     if it consists of whole numbers up to 65,535, else stretched from its least to its greatest value, for nothing
     states its range.
 
+    Args:
+        image: to be converted.
+        bits: how many bits deep grey fills, such as a camera's 12 of a file's 16; unset: all of them.
+
     Raises:
         ValueError: floating-point values none of which is finite.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_scaled(np.asarray(image)))
+        image = Image.fromarray(_scaled(np.asarray(image), 2 ** (bits or 16) - 1))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -115,14 +123,14 @@ def _header_error(path: str | Path) -> ImageError | None:
         return error
 
 
-def _scaled(values: NDArray) -> NDArray[np.uint8]:
-    """Return deep grey in 8 bits."""
+def _scaled(values: NDArray, white: float) -> NDArray[np.uint8]:
+    """Return deep grey in 8 bits; ``white`` is what white is in whole numbers."""
     finite = values[np.isfinite(values)]
     if not finite.size:
         raise ValueError("no finite value")
     low, high = float(finite.min()), float(finite.max())
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        low, high = 0.0, 65535.0
+        low, high = 0.0, white
     levels = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
     scaled = (levels - low) * (255 / max(high - low, 1e-12))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

@@ -5,9 +5,13 @@ or timm's.
 """
 
 import hashlib
+import json
+import math
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,27 +19,34 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from open_clip.timm_model import TimmModel
 from PIL import Image
 from torch import Tensor, nn
 
+from clipsam.precision import TowerPrecision
 from clipsam.prompt_bank import PromptBank, group_average
+from clipsam.towers import TimmTower, Tower
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class Backbone(nn.Module):
+ACTIVATION = re.compile("(GELU|SiLU|ReLU|SwiGLU)")  # in the names of classes
+
+
+class Backbone(TowerPrecision):
     """A frozen CLIP.
 
     Args:
         model: an open_clip model with a ViT.
         tokenizer: its tokenizer, texts to ``(N, context)``.
-        image_size: side of the square that every image is resized to, a multiple of the patch. Squashed, not cropped:
-            a crop would lose defects at the border, and masks would no longer lie on the image.
+        image_size: side of the square that every image is resized to, a multiple of every tower's patch. Squashed, not
+            cropped: a crop would lose defects at the border, and masks would no longer lie on the image.
         stages: the blocks, counted from 0, whose patch tokens are used; the paper's 6, 12, 18, 24 are 5, 11, 17, 23.
         mean: of the pixels in [0, 1] that the model was trained with.
         std: likewise.
+        tower: another tower whose patch tokens are used instead of CLIP's own; the map from texts stays CLIP's.
+        name: of this CLIP, for messages.
+        source: what :func:`~clipsam.clip_files.open_backbone` makes it of again; None if nobody can.
 
     Raises:
         ValueError: a size or a block that is not possible, or another visual tower.
@@ -50,14 +61,21 @@ class Backbone(nn.Module):
         stages: Sequence[int] = (5, 11, 17, 23),
         mean: Sequence[float] = OPENAI_MEAN,
         std: Sequence[float] = OPENAI_STD,
+        tower: TimmTower | None = None,
+        name: str = "a CLIP without a name",
+        source: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.tower = Tower(model.visual, tuple(stages))
-        if image_size < self.patch or image_size % self.patch:
+        self.tower, self.other = Tower(model.visual), tower
+        self.stages, self.name, self.source = tuple(stages), name, source
+        blocks = self.patch_tower.blocks
+        if not stages or list(stages) != sorted(set(stages)) or not 0 <= stages[0] <= stages[-1] < blocks:
+            raise ValueError(f"stages={stages!r} are not possible; allowed: rising numbers from 0 to {blocks - 1}")
+        if image_size < 1 or image_size % self.patch:
             raise ValueError(f"image_size={image_size!r} is not possible; allowed: multiples of {self.patch}")
         self.tokenizer, self.image_size = tokenizer, image_size
         self.model: Any = model
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.mean, self.std = torch.tensor(tuple(mean)), torch.tensor(tuple(std))
         self._texts: dict[tuple[str, str], Tensor] = {}
         self.requires_grad_(False)
         self.eval()
@@ -90,40 +108,60 @@ class Backbone(nn.Module):
             raise ValueError(f"CLIP {name!r} with weights {pretrained!r} cannot be loaded: {why}") from error
         pixels = open_clip.get_model_preprocess_cfg(model)
         statistics = {key: pixels[key] for key in ("mean", "std") if key in pixels}
-        return cls(model, tokenizer, image_size=image_size, **statistics, **options)
+        return cls(model, tokenizer, image_size=image_size, **statistics, **told(name, pretrained), **options)
 
     @property
     def patch(self) -> int:
-        """Side of a patch in pixels."""
-        return self.tower.patch
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        """The blocks, counted from 0, whose patch tokens are used."""
-        return self.tower.stages
+        """What the sides of images have to be multiples of: the patch, of two towers the least common multiple."""
+        return math.lcm(self.tower.patch, self.other.patch if self.other else 1)
 
     @property
     def dtype(self) -> torch.dtype:
         """What the towers compute in."""
-        return self.tower.position.dtype
+        return self.tower.dtype
+
+    @property
+    def patch_tower(self) -> Tower | TimmTower:
+        """The tower whose patch tokens are used."""
+        return self.other or self.tower
 
     @property
     def width(self) -> int:
         """C, channels of the patch tokens."""
-        return self.tower.position.shape[-1]
+        return self.patch_tower.width
 
     @property
     def text_dim(self) -> int:
         """C_t, dimension of the joint space."""
-        return self.model.encode_text(self.tokenizer(["a"])).shape[-1]
+        return self.model.encode_text(self.tokenizer(["a"]).to(self.device)).shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return self.tower.position.device
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What the weights do not tell of the networks that they are loaded into, such as the activation."""
+        networks = [self.model] if self.other is None else [self.model, self.other.visual]
+        modules = [module for network in networks for module in network.modules()]
+        kinds = {type(module).__name__ for module in modules}
+        heads = {count for module in modules if isinstance(count := getattr(module, "num_heads", None), int)}
+        statistics = [self.mean.tolist(), self.std.tolist()]
+        if self.other is not None:
+            statistics += [list(self.other.mean), list(self.other.std)]
+        return {
+            "activation": sorted(filter(ACTIVATION.search, kinds)),
+            "heads": sorted(heads),
+            "patch": [self.tower.patch] if self.other is None else [self.tower.patch, self.other.patch],
+            "statistics": [[round(value, 6) for value in values] for values in statistics],
+        }
 
     @cached_property
     def hash(self) -> str:
-        """The sha256 of all weights: heads are only valid with those they were trained with."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
-        return digest.hexdigest()
+        """The sha256 of weights and configuration: heads are only valid with those that they were trained with."""
+        networks = [self.model] if self.other is None else [self.model, self.other]
+        return weights_hash(*networks, told=json.dumps(self.configuration, sort_keys=True))
 
     def compute_in(self, dtype: torch.dtype) -> Self:
         """Let the towers keep their weights and compute in another number format; what they return stays float32.
@@ -132,7 +170,7 @@ class Backbone(nn.Module):
         """
         if dtype != self.dtype:
             _ = self.hash
-            self.to(dtype)
+            self._apply(lambda values: values.to(dtype) if values.is_floating_point() else values)
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -143,9 +181,14 @@ class Backbone(nn.Module):
         """Stay in eval mode: nothing in here is ever trained."""
         return super().train(False)
 
-    def preprocess(self, image: NDArray[np.uint8]) -> Tensor:
-        """Return an image ``(H, W, 3)``, RGB in 0..255, as the model takes it: ``(3, S, S)``, squashed, normalised."""
-        square = Image.fromarray(image).resize([self.image_size] * 2, Image.Resampling.BICUBIC)
+    def preprocess(self, image: NDArray[np.uint8], side: int | None = None) -> Tensor:
+        """Return an image ``(H, W, 3)``, RGB in 0..255, as the model takes it: ``(3, S, S)``, squashed, normalised.
+
+        Args:
+            image: of any size.
+            side: S, a multiple of the patch; unset: the usual one.
+        """
+        square = Image.fromarray(image).resize([side or self.image_size] * 2, Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(square)).float() / 255
         return ((pixels - self.mean) / self.std).permute(2, 0, 1)
 
@@ -156,7 +199,10 @@ class Backbone(nn.Module):
         Args:
             images: ``(B, 3, H, W)``, normalised; H and W any multiples of the patch.
         """
-        return [tokens.float() for tokens in self.tower(images, self.stages)]
+        if self.other is None:
+            return [tokens.float() for tokens in self.tower(images, self.stages)]
+        mean, std = (values.to(images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        return [tokens.float() for tokens in self.other(images * std + mean, self.stages)]
 
     @torch.no_grad()
     def joint(self, images: Tensor) -> Tensor:
@@ -171,6 +217,8 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def patches_and_joint(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return what :meth:`patches` and :meth:`joint` do, for the price of one."""
+        if self.other is not None:
+            return self.patches(images), self.joint(images)
         blocks = tuple(dict.fromkeys(self.stages + self.tower.last))
         tokens = self.tower(images, blocks)
         joint = F.normalize(self.tower.project(tokens[-1]).float(), dim=1)
@@ -182,85 +230,27 @@ class Backbone(nn.Module):
         key = category, bank.hash
         if key not in self._texts:
             groups = [self.tokenizer(list(group)) for group in bank.prompts(category)]
-            device = next(self.model.parameters()).device
-            encoded = [self.model.encode_text(tokens.to(device)).float() for tokens in groups]
+            encoded = [self.model.encode_text(tokens.to(self.device)).float() for tokens in groups]
             self._texts[key] = torch.stack([group_average(embeddings) for embeddings in encoded])
         return self._texts[key]
 
 
-class Tower(nn.Module):
-    """A visual tower seen as patch tokens, for images of any size."""
-
-    def __init__(self, visual: Any, stages: tuple[int, ...]) -> None:
-        super().__init__()
-        self.stages = stages
-        self.visual: Any = visual
-        self.patch: int
-        self._timm = isinstance(visual, TimmModel)
-        if self._timm and hasattr(visual.trunk, "pos_embed"):
-            trunk = visual.trunk
-            self._position_name, self.patch = "visual.trunk.pos_embed", trunk.patch_embed.patch_size[0]
-            trunk.patch_embed.strict_img_size = False  # the position embedding is resized here instead
-            blocks = len(trunk.blocks)
-        elif hasattr(visual, "positional_embedding") and hasattr(visual, "transformer"):
-            self._position_name, self.patch = "visual.positional_embedding", visual.patch_size[0]
-            blocks = len(visual.transformer.resblocks)
-        else:
-            raise ValueError(f"the visual tower is a {type(visual).__name__}; allowed: a vision transformer")
-        if not stages or list(stages) != sorted(set(stages)) or not 0 <= stages[0] <= stages[-1] < blocks:
-            raise ValueError(f"stages={stages!r} are not possible; allowed: rising numbers from 0 to {blocks - 1}")
-        self.last = (blocks - 1,)
-        self._positions: dict[tuple[int, int], Tensor] = {}
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._positions.clear()
-        return super()._apply(fn, recurse)
-
-    @property
-    def position(self) -> Tensor:
-        """The position embedding that the tower was trained with, ``([1,] 1 + N, C)``."""
-        return self.get_parameter(self._position_name)
-
-    def position_for(self, height: int, width: int) -> Tensor:
-        """Return the position embedding of a grid, interpolated (bicubic) once; the tower's own is left as it is."""
-        own = self.position
-        tokens = own.reshape(-1, own.shape[-1])
-        side = int((len(tokens) - 1) ** 0.5)
-        if (height, width) == (side, side):
-            return own
-        if (height, width) not in self._positions:
-            grid = tokens[1:].T.reshape(1, -1, side, side).float()
-            grid = F.interpolate(grid, (height, width), mode="bicubic", align_corners=False)
-            resized = torch.cat([tokens[:1], grid.flatten(2)[0].T.to(own.dtype)])
-            self._positions[height, width] = resized.reshape(*own.shape[:-2], *resized.shape)
-        return self._positions[height, width]
-
-    def forward(self, images: Tensor, blocks: tuple[int, ...]) -> list[Tensor]:
-        """Return the patch tokens of some blocks, in rising order, ``(B, C, h, w)`` each."""
-        height, width = images.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"images of {height}×{width} pixels; allowed: multiples of {self.patch}")
-        position = {f"tower.{self._position_name}": self.position_for(height // self.patch, width // self.patch)}
-        images = images.to(self.position.dtype)
-        return torch.func.functional_call(_Intermediates(self), position, (images, list(blocks)))
-
-    def project(self, last: Tensor) -> Tensor:
-        """Bring the last block's patch tokens ``(B, C, h, w)`` to the joint space, ``(B, C_t, h, w)``."""
-        visual, tokens = self.visual, last.movedim(1, -1)
-        if self._timm:
-            # one of the two norms is an identity: which one depends on how the trunk pools
-            return visual.head(visual.trunk.fc_norm(visual.trunk.norm(tokens))).movedim(-1, 1)
-        tokens = visual.ln_post(tokens)
-        return (tokens if visual.proj is None else tokens @ visual.proj).movedim(-1, 1)
+def weights_hash(*networks: nn.Module, told: str = "") -> str:
+    """Return the sha256 of the weights of some networks, and of what else is told of them."""
+    digest = hashlib.sha256(told.encode())
+    for network in networks:
+        for name, tensor in sorted(network.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
-class _Intermediates(nn.Module):
-    """A tower's tokens as a module's forward, which is what functional_call can call."""
+def told(clip: str, weights: str | None) -> dict[str, Any]:
+    """Return the name of a CLIP that a name and weights stand for, and where it comes from, as the class takes them."""
+    if weights is None:
+        return {"name": f"{clip} with random weights"}
+    return {"name": f"{clip} ({Path(weights).name})", "source": {"clip": clip, "weights": whole(weights)}}
 
-    def __init__(self, tower: Tower) -> None:
-        super().__init__()
-        self.tower = tower
 
-    def forward(self, images: Tensor, blocks: list[int]) -> list[Tensor]:
-        options = {"indices": blocks, "output_fmt": "NCHW", "intermediates_only": True, "stop_early": True}
-        return self.tower.visual.forward_intermediates(images, **options)["image_intermediates"]
+def whole(name: str) -> str:
+    """Return the whole path of a file or folder, for whoever works elsewhere; a name that is none as it is."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

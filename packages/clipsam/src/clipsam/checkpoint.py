@@ -22,6 +22,7 @@ SCHEMA = "clipsam-1"
 WEIGHTS, CONFIG = "umci.safetensors", "config.json"
 FIELDS = {
     "clip": str,
+    "backbone": dict,
     "prompts": str,
     "bank": dict,
     "image_size": int,
@@ -33,6 +34,8 @@ FIELDS = {
     "provenance": dict,
 }
 """Of a description."""
+SOURCE = {"clip", "weights", "tower", "tower_weights"}
+"""What a description may say of where its CLIP came from, see :func:`clipsam.clip_files.open_backbone`."""
 LARGEST = 4096  # pixels, side of the square that CLIP sees
 
 
@@ -75,9 +78,15 @@ def read_description(folder: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise ValueError(f"{str(path)!r} has schema={schema!r}; allowed: {SCHEMA!r}")
     found.setdefault("rarity", False)  # checkpoints of before there was one
+    found.setdefault("backbone", {})
     for name, kind in FIELDS.items():
         if not isinstance(found.get(name), kind):
             raise ValueError(f"{str(path)!r} has no {name} ({kind.__name__}); allowed: what save_pretrained wrote")
+    found["backbone"] = {"name": "another CLIP", "configuration": {}, "source": None} | found["backbone"]
+    configuration, source = found["backbone"]["configuration"], found["backbone"]["source"]
+    texts = source is None or (isinstance(source, dict) and all(isinstance(text, str) for text in source.values()))
+    if not isinstance(configuration, dict) or not texts or not {"clip"} <= (source or {"clip": ""}).keys() <= SOURCE:
+        raise ValueError(f"{str(path)!r} has backbone={found['backbone']!r}; allowed: what save_pretrained wrote")
     if not 0 < found["image_size"] <= LARGEST:
         raise ValueError(f"{str(path)!r} has image_size={found['image_size']!r}; allowed: 1 to {LARGEST}")
     return found
@@ -91,7 +100,10 @@ def described_options(folder: Path, description: dict[str, Any]) -> tuple[Prompt
     """
     try:
         bank = PromptBank(**{name: tuple(sentences) for name, sentences in description["bank"].items()})
-        return bank, MMRConfig(**description["mmr"])
+        mmr = description["mmr"]
+        if 0 < mmr.get("min_area", 0) < 1:  # a share of the image, in checkpoints of before it was pixels
+            mmr = {name: value for name, value in mmr.items() if name != "min_area"}
+        return bank, MMRConfig(**mmr)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{str(folder / CONFIG)!r} describes no such checkpoint: {error}") from error
 
@@ -133,11 +145,23 @@ def check_belonging(folder: Path, description: dict[str, Any], backbone: Backbon
     Raises:
         ValueError: names what differs.
     """
+    if backbone.hash != description["clip"]:
+        raise ValueError(f"{str(folder)!r} was trained with clip={other_clip(description['backbone'], backbone)}")
     for name, found in (
-        ("clip", backbone.hash),
         ("prompts", bank.hash),
         ("image_size", backbone.image_size),
         ("stages", list(backbone.stages)),
     ):
         if found != description[name]:
             raise ValueError(f"{str(folder)!r} was trained with {name}={description[name]!r}; this one is {found!r}")
+
+
+def other_clip(trained: dict[str, Any], backbone: Backbone) -> str:
+    """Return in which way a backbone is not the one that heads were trained with, as the end of a sentence."""
+    configuration = backbone.configuration
+    different = [name for name, value in trained["configuration"].items() if configuration.get(name) != value]
+    told = "; ".join(
+        f"its {name} is {trained['configuration'][name]}, not {configuration.get(name)}" for name in different
+    )
+    this = "of that name" if trained["name"] == backbone.name else repr(backbone.name)
+    return f"{trained['name']!r}; this one is {this}, {told or 'with other weights'}"

@@ -1,16 +1,20 @@
 """How well each stage of the pipeline finds the anomalies of a data set.
 
 A row is one stage on one category of one data set. The category "all" is the mean over the categories, which is what
-the literature's tables hold; the curves are of all pixels together. What is not defined, such as pixel metrics without
+the literature's tables hold; the curves are of all pixels together, and so are the row's thresholds, those of the best
+F1: on the same images that the F1 is of, so that it flatters. What is not defined, such as pixel metrics without
 masks, is NaN.
 
 ============  ==========================================================================================
 stage         pixels                                    image score
 ============  ==========================================================================================
-clip          the map from texts alone                  mean of its top 1 %
-umci          the rough map                             mean of its top 1 %, or of rarity times it
+clip          the map from texts alone                  its highest value, see ``score.py``
+umci          the rough map                             likewise, or that of rarity times it
 mmr           the refined map                           that of the rough map, which no mask can lift
-memory        none                                      umci's, joined with the distance to references (if any)
+map           the last of clip and umci again           likewise: what there is without other images
+distance      how unlike all references a patch is      its highest value
+combined      that with the rough map                   likewise, see ``memory.py``
+mutual        how unlike all other images a patch is    its highest value; no references
 a baseline    none                                      whatever it makes of the image
 ============  ==========================================================================================
 """
@@ -18,26 +22,28 @@ a baseline    none                                      whatever it makes of the
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipsam.memories import MAP, Memories, Score, wanted_manners
 from clipsam.memory import Memory
 from clipsam.metrics import Curve, ImageMetrics, PixelMetrics, sorted_curve
-from clipsam.pipeline import ClipSAM, Scored, with_scores
+from clipsam.pipeline import ClipSAM, Scored
 from clipsam.samples import UNKNOWN, AnomalyData, Entry, Sample
 
 Stage = Literal["clip", "umci", "mmr"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """CLIP's texts alone, with UMCI, with UMCI and MMR."""
-MEMORY = "memory"
 ALL = "all"
 PIXEL_COLUMNS = ("auroc", "f1_max", "ap", "aupro", "aupro_legacy200")
 IMAGE_COLUMNS = ("image_auroc", "image_ap", "image_f1_max")
 INTERVAL = ("image_auroc_low", "image_auroc_high")
-COLUMNS: tuple[str, ...] = ("stage", "dataset", "category", *PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL, "images")
+THRESHOLDS = ("threshold", "image_threshold")
+FIGURES = (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL, *THRESHOLDS)
+COLUMNS: tuple[str, ...] = ("stage", "dataset", "category", *FIGURES, "images")
 DIGITS = 9  # of a result: the order in which processes are merged shows in the last bits of a sum
 MISSED, FALSE_ALARM = "missed", "false alarm"
 WORST = 6  # cases of each kind that are kept
@@ -46,10 +52,6 @@ Row = dict[str, Any]
 Map = NDArray[np.float32]
 Batches = Iterable[Sequence[int]]
 Picture = Callable[[Sample, Map], NDArray[np.uint8]]
-
-
-class UnusableReference(RuntimeError):
-    """A reference cannot be read, without which every score would be another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,7 @@ def evaluate(
     batch_size: int = 16,
     fpr_limit: float = 0.3,
     references: AnomalyData | None = None,
+    scores: Sequence[Score] = (),
     baselines: Mapping[str, Callable[[NDArray[np.uint8]], float]] | None = None,
     unreadable: tuple[type[Exception], ...] = (OSError, ValueError),
     picture: Picture | None = None,
@@ -106,7 +109,10 @@ def evaluate(
         stages: which; the worst cases are the last one's.
         batch_size: images of one category that CLIP sees at once.
         fpr_limit: false positive rate up to which AUPRO integrates.
-        references: other images of its categories, for the row "memory"; nothing of them but the image is looked at.
+        references: other images of its categories, for the rows "distance" and "combined"; nothing of them but the
+            image is looked at, and those that cannot be read are named in ``failures``.
+        scores: rows more, of :data:`SCORES`; default: with references "distance" and "combined", which always come
+            together, the plain row beside ours.
         baselines: name of a row → score of an image ``(H, W, 3)``, to compare with.
         unreadable: what ``data[index]`` raises for a sample that is to be left out and named in ``failures``.
         picture: draws a bad case, so small that it can be kept.
@@ -114,16 +120,20 @@ def evaluate(
         gather: returns what the other processes have measured.
 
     Raises:
-        UnusableReference: a reference cannot be read.
+        UnusableReference: none of a category's references can be read.
+        ValueError: a score that needs references, and there are none.
     """
+    manners = wanted_manners(scores, references is not None)
     located = any(entry.is_anomalous and entry.has_mask for entry in data.entries)
     tally = Tally(fpr_limit, refines=located)  # where nobody knows the place, only the image's score is judged
-    memories = Memories(model, references, unreadable)
+    memories = Memories(model, data, references, manners, unreadable)
     for batch in share(batches_of(data, batch_size)):
         samples = tally.readable(data, batch, unreadable)
         if samples:
-            tally.take(model, samples, stages, memories.of(samples[0][0].category), picture)
+            beside = memories.of(samples[0][0].category)
+            tally.take(model, samples, stages, beside, picture, repeats_map=MAP in scores)
             tally.compare(samples, baselines or {})
+    tally.failures += memories.failures
     for other in [] if gather is None else gather(tally):
         tally.merge(other)
     return tally.evaluation(data)
@@ -135,32 +145,6 @@ def batches_of(data: AnomalyData, size: int) -> list[list[int]]:
     for index, entry in enumerate(data.entries):
         by_category[entry.category].append(index)
     return [rows[start : start + size] for rows in by_category.values() for start in range(0, len(rows), size)]
-
-
-@dataclass(frozen=True, eq=False)
-class Memories:
-    """The memory of every category that there are references of, made when it is first needed."""
-
-    model: ClipSAM
-    references: AnomalyData | None
-    unreadable: tuple[type[Exception], ...] = (OSError, ValueError)
-    made: dict[str, Memory] = field(default_factory=dict)
-
-    def of(self, category: str) -> Memory | None:
-        """Return a category's memory; None without references.
-
-        Raises:
-            UnusableReference: a reference cannot be read.
-        """
-        if self.references is not None and category not in self.made:
-            entries = self.references.entries
-            rows = [row for row, entry in enumerate(entries) if entry.category == category]
-            try:
-                images = [self.references[row].image for row in rows]
-            except self.unreadable as error:
-                raise UnusableReference(f"a reference cannot be used: {error}") from error
-            self.made[category] = self.model.remember(images)
-        return self.made.get(category)
 
 
 class Tally:
@@ -190,17 +174,28 @@ class Tally:
         model: ClipSAM,
         samples: Sequence[tuple[Entry, Sample]],
         stages: Sequence[Stage],
-        memory: Memory | None = None,
+        memories: Sequence[Memory] = (),
         picture: Picture | None = None,
+        *,
+        repeats_map: bool = False,
     ) -> None:
-        """Measure the stages on some samples of one category; the arguments are those of :func:`evaluate`."""
+        """Measure the stages on some samples of one category; the arguments are those of :func:`evaluate`.
+
+        With ``repeats_map`` the row "map" is written, too.
+        """
         images = [sample.image for _, sample in samples]
-        scored = run_stages(model, images, samples[0][0].category, stages, memory, refines=self.refines)
+        scored = run_stages(model, images, samples[0][0].category, stages, memories, refines=self.refines)
+        if repeats_map:
+            scored[MAP] = scored.get("umci") or model.scored(images, samples[0][0].category)
         for stage, results in scored.items():
             for (entry, sample), (anomaly_map, score) in zip(samples, results):
-                self.update(stage, entry, sample, None if stage == MEMORY else anomaly_map, score)
+                if np.isfinite(score) and np.isfinite(anomaly_map).all():
+                    self.update(stage, entry, sample, anomaly_map, score)
+                else:
+                    self.failures.append(f"{entry.source}: the map of {stage} holds NaN")
         for (entry, sample), (anomaly_map, score) in zip(samples, scored[stages[-1]]):
-            self.keep_if_bad(entry, sample, anomaly_map, score, picture)
+            if np.isfinite(score):
+                self.keep_if_bad(entry, sample, anomaly_map, score, picture)
 
     def compare(
         self,
@@ -253,23 +248,26 @@ class Tally:
         for stage in dict.fromkeys(stage for stage, _ in self.pixels):
             keys = [(stage, category) for category in data.categories if (stage, category) in self.pixels]
             own = [self._row(data.name, *key) for key in keys]
-            rows += [*own, mean_row(own)]
-            together = PixelMetrics(fpr_limit=self.fpr_limit)
+            together, images = PixelMetrics(fpr_limit=self.fpr_limit), ImageMetrics()
             for key in keys:
                 together.merge(self.pixels[key])
+                images.merge(self.images[key])
             curve = together.curve()
+            thresholds = curve.f1_max()[1], best_image_threshold(images)
+            rows += [*own, mean_row(own) | dict(zip(THRESHOLDS, (round(value, DIGITS) for value in thresholds)))]
             if curve.anomalous and curve.normal:
                 curves[stage] = curve
-        return Evaluation(data.name, rows, curves, self.cases, sorted(self.failures))
+        return Evaluation(data.name, rows, curves, self.cases, sorted(set(self.failures)))
 
     def _row(self, name: str, stage: str, category: str) -> Row:
         pixels, images = self.pixels[stage, category], self.images[stage, category]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # "metrics are NaN": the table shows it
             values = pixels.compute() | images.compute() | dict(zip(INTERVAL, images.auroc_interval()))
+            values["image_threshold"] = best_image_threshold(images)
         if math.isnan(values["image_auroc"]):  # of one kind of images alone an AP is 1, or undefined
             values |= dict.fromkeys(IMAGE_COLUMNS, math.nan)
-        measured = {key: round(values[key], DIGITS) for key in (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL)}
+        measured = {key: round(values[key], DIGITS) for key in FIGURES}
         return {"stage": stage, "dataset": name, "category": category, **measured, "images": len(images.scores)}
 
 
@@ -278,7 +276,7 @@ def run_stages(
     images: list[NDArray[np.uint8]],
     category: str,
     stages: Sequence[Stage],
-    memory: Memory | None = None,
+    memories: Sequence[Memory] = (),
     *,
     refines: bool = True,
 ) -> dict[str, list[Scored]]:
@@ -289,20 +287,25 @@ def run_stages(
         images: of one category.
         category: theirs.
         stages: which.
-        memory: of others of their kind: one stage more.
+        memories: of others of their kind: one stage more for each.
         refines: run SAM for "mmr"; else its map is the rough one, whose score it has anyway.
     """
-    if memory is None and set(stages) == {"clip"}:
-        return {"clip": with_scores(model.text_map(images, category))}
-    if memory is None and "clip" not in stages:
+    if not memories and set(stages) == {"clip"}:
+        return {"clip": model.text_scored(images, category)}
+    if not memories and "clip" not in stages:
         found = {"umci": model.scored(images, category)}
     else:
-        found = model.every_stage(images, category, memory)
+        found = model.every_stage(images, category, *memories)
     found["mmr"] = found["umci"]
     if refines and "mmr" in stages:
         segmented = [model.refined(image, *before) for image, before in zip(images, found["umci"])]
         found["mmr"] = [(one.anomaly_map, one.score) for one in segmented]
-    return {stage: found[stage] for stage in (*stages, MEMORY) if stage in found}
+    return {stage: found[stage] for stage in (*stages, *(memory.manner for memory in memories))}
+
+
+def best_image_threshold(images: ImageMetrics) -> float:
+    """Return the score from which on images are called defective for the best F1; NaN if they are all of one kind."""
+    return images.threshold() if 0 < sum(images.anomalous) < len(images.anomalous) else math.nan
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

@@ -22,6 +22,7 @@ from scipy.integrate import trapezoid
 Array = NDArray[Any]
 
 EIGHT_CONNECTED = np.ones((3, 3), int)  # pixels that touch at a corner belong to one region
+CROWDED = 1e-3  # share of a map's pairs of pixels in one bin from which on it is binned by rank
 LEGACY_THRESHOLDS = 200
 LEGACY_LIMIT = 0.3  # the false positive rate at which the literature's variant always cuts
 
@@ -132,12 +133,65 @@ def pixel_weights(mask: Array) -> tuple[Array, int]:
     return 1 / np.bincount(found).take(found), int(regions)
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """How many pixels have each score.
+
+    Args:
+        scores: ``(n,)``, distinct, rising.
+        counts: ``(3, n)``: normal pixels, anomalous pixels, region shares.
+    """
+
+    scores: Array
+    counts: Array
+
+    def joined(self, other: "Ranked", bins: int | None = None) -> "Ranked":
+        """Return both together; of more than four times ``bins`` scores only so many, with equal shares of pixels."""
+        if not len(self.scores) or not len(other.scores):
+            return self if len(self.scores) else other
+        scores, places = np.unique(np.concatenate([self.scores, other.scores]), return_inverse=True)
+        counts = np.concatenate([self.counts, other.counts], axis=1)
+        both = Ranked(scores, np.stack([np.bincount(places, row, len(scores)) for row in counts]))
+        return both if bins is None or len(scores) <= 4 * bins else both.coarser(bins)
+
+    def coarser(self, bins: int) -> "Ranked":
+        """Return about as many scores as there are bins: neighbours joined under the lowest of their scores."""
+        kinds = self.counts[:2] / np.maximum(self.counts[:2].sum(1, keepdims=True), 1)
+        share = np.cumsum(kinds.sum(0))
+        group = np.floor((share - kinds.sum(0) / 2) / share[-1] * bins)
+        first = np.flatnonzero(np.diff(group, prepend=-1))
+        return Ranked(self.scores[first], np.add.reduceat(self.counts, first, axis=1))
+
+
+def rank(scores: Array, anomalous: Array, weights: Array) -> Ranked:
+    """Return the distinct scores of a map with their pixels; ``weights`` as of :func:`pixel_weights`."""
+    distinct, everything = np.unique(scores, return_counts=True)
+    counts = np.zeros((3, len(distinct)))
+    if len(weights):
+        places = np.searchsorted(distinct, scores[anomalous])
+        counts[1], counts[2] = (np.bincount(places, values, len(distinct)) for values in (None, weights))
+    counts[0] = everything - counts[1]
+    return Ranked(distinct.astype(float), counts)
+
+
+def unit_scores(anomaly_map: Array) -> Array:
+    """Return a map as numbers of which 1 is the greatest possible, in a format that can tell them apart."""
+    if anomaly_map.dtype in (np.uint8, np.uint16):
+        return anomaly_map / np.float32(np.iinfo(anomaly_map.dtype).max)
+    return anomaly_map.astype(np.float32) if anomaly_map.dtype == np.float16 else anomaly_map
+
+
 class PixelMetrics:
     """Pixel metrics of any number of anomaly maps with their masks.
 
     The histogram counts scores in equal bins of [0, 1]: what falls into one bin counts as equal. With 65,536 bins that
     is a rounding of scores by at most 1.5e-5; its state is three arrays of 512 KiB. An AUROC or AUPRO changes by at
-    most the share of pixels pairs that share a bin.
+    most the share of pairs of pixels that share a bin.
+
+    Of a map most of whose scores lie close together, because it is squeezed or saturated, that share is large. Such
+    maps are binned by rank instead: every distinct score is kept, until there are more than four times as many as bins;
+    then neighbours are joined so that each holds an equal share of the pixels, normal and anomalous ones alike. That
+    takes longer, and at most 8 MiB.
 
     Args:
         bins: of the histogram.
@@ -153,19 +207,20 @@ class PixelMetrics:
         self.bins, self.fpr_limit, self.exact = bins, fpr_limit, exact
         self.regions, self.lowest, self.highest = 0, np.inf, -np.inf
         self._histogram = np.zeros((3, bins))  # normal pixels, anomalous pixels, region shares
+        self._ranked = Ranked(np.zeros(0), np.zeros((3, 0)))
         self._kept: list[tuple[Array, Array, Array]] = []
 
     def update(self, anomaly_map: ArrayLike, mask: ArrayLike) -> None:
         """Take in one image.
 
         Args:
-            anomaly_map: ``(H, W)`` in [0, 1].
+            anomaly_map: ``(H, W)`` in [0, 1]; of uint8 or uint16 the greatest possible value is 1.
             mask: ``(H, W)`` bool, where the image is anomalous.
 
         Raises:
             ValueError: another shape, or a score that is not a number in [0, 1].
         """
-        scores, anomalous = np.asarray(anomaly_map), np.asarray(mask, bool)
+        scores, anomalous = unit_scores(np.asarray(anomaly_map)), np.asarray(mask, bool)
         if scores.ndim != 2 or scores.shape != anomalous.shape or not scores.size:
             raise ValueError(f"a map of shape {scores.shape} and a mask of {anomalous.shape}; allowed: (H, W) twice")
         lowest, highest = scores.min(), scores.max()
@@ -179,6 +234,9 @@ class PixelMetrics:
     def _count(self, scores: Array, anomalous: Array, weights: Array) -> None:
         index = np.minimum((scores * self.bins).astype(np.int32), self.bins - 1)
         everything = np.bincount(index.ravel(), minlength=self.bins)
+        if (everything * (everything - 1.0)).sum() > CROWDED * scores.size**2:
+            self._ranked = self._ranked.joined(rank(scores, anomalous, weights), self.bins)
+            return
         if len(weights):
             found = np.bincount(index[anomalous], minlength=self.bins)
             self._histogram[1] += found
@@ -205,13 +263,15 @@ class PixelMetrics:
         self.regions += other.regions
         self.lowest, self.highest = min(self.lowest, other.lowest), max(self.highest, other.highest)
         self._histogram += other._histogram
+        self._ranked = self._ranked.joined(other._ranked, self.bins)
         self._kept += other._kept
 
     def state(self) -> dict[str, Array]:
         """Return everything seen, as arrays: what a process sends or a checkpoint keeps."""
         state = {"seen": np.array([self.regions, self.lowest, self.highest], float)}
         if not self.exact:
-            return state | {"histogram": self._histogram.copy()}
+            ranked = {"ranked_scores": self._ranked.scores, "ranked": self._ranked.counts}
+            return state | {"histogram": self._histogram.copy()} | ranked
         columns = zip(*self._kept) if self._kept else [[np.zeros(0)], [np.zeros(0, bool)], [np.zeros(0)]]
         return state | dict(zip(("scores", "anomalous", "weights"), map(np.concatenate, columns)))
 
@@ -223,6 +283,7 @@ class PixelMetrics:
             self._kept = [(state["scores"], state["anomalous"], state["weights"])]
         else:
             self._histogram = np.array(state["histogram"], float).reshape(3, self.bins)
+            self._ranked = Ranked(state["ranked_scores"], state["ranked"])
         return self
 
     def curve(self) -> Curve:
@@ -230,9 +291,10 @@ class PixelMetrics:
         if self.exact:
             kept = self.state()
             return sorted_curve(kept["scores"], kept["anomalous"], kept["weights"], self.regions)
-        filled = np.flatnonzero(self._histogram[:2].any(0))[::-1]
-        false, true, overlap = np.cumsum(self._histogram[:, filled], axis=1)
-        return Curve(filled / self.bins, false, true, overlap, self.regions)
+        filled = np.flatnonzero(self._histogram[:2].any(0))
+        seen = Ranked(filled / self.bins, self._histogram[:, filled]).joined(self._ranked)
+        false, true, overlap = np.cumsum(seen.counts[:, ::-1], axis=1)
+        return Curve(seen.scores[::-1], false, true, overlap, self.regions)
 
     def compute(self) -> dict[str, float]:
         """Return ``auroc``, ``f1_max`` and its ``threshold``, ``ap``, ``aupro`` and ``aupro_legacy200``.
@@ -286,6 +348,11 @@ class ImageMetrics:
             "image_ap": curve.average_precision(),
             "image_f1_max": curve.f1_max()[0],
         }
+
+    def threshold(self) -> float:
+        """Return the score from which on images are called anomalous for the best F1; NaN if none is."""
+        scores, anomalous = np.array(self.scores), np.array(self.anomalous, bool)
+        return sorted_curve(scores, anomalous, np.zeros(len(scores)), 0).f1_max()[1]
 
     def auroc_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return a confidence interval of the image AUROC (DeLong, DeLong & Clarke-Pearson, Biometrics 44, 1988).

@@ -1,12 +1,12 @@
 """What MMR asks of a promptable segmenter, such as Segment Anything.
 
 The costly part, :meth:`Segmenter.embed`, runs once for an image; the cheap part, :meth:`Segmenter.decode`, takes all
-prompts of the image in a few chunked calls and returns small masks, so that a caller combines them before anything is
-enlarged to the size of the image.
+prompts of the image and returns small masks, so that a caller combines them before anything is enlarged. Whether a
+segmenter pads or squashes what it sees is its own affair: prompts come in pixels of the image, and masks span it.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """An embedded image.
+    """An embedded image, as the networks of this package keep it.
 
     Args:
-        features: ``(1, C, g, g)``.
+        features: what the mask decoder reads, the coarse features first.
         image_size: height and width of the image in pixels.
-        input_size: height and width of the part of the segmenter's square input that the image fills.
     """
 
-    features: Tensor
+    features: tuple[Tensor, ...]
     image_size: tuple[int, int]
-    input_size: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,29 +53,22 @@ class Prompts:
         """Return Q."""
         return len(self.boxes if self.boxes is not None else self.points)  # pyright: ignore[reportArgumentType]
 
+    def rows(self, start: int, stop: int) -> "Prompts":
+        """Return some of the prompts."""
+        return Prompts(*(None if part is None else part[start:stop] for part in (self.boxes, self.points, self.labels)))
+
 
 class Segmenter(Protocol):
     """A promptable segmenter."""
 
-    def embed(self, image: NDArray[np.uint8]) -> Embedding:
-        """Embed an image ``(H, W, 3)``, RGB in 0..255."""
+    def embed(self, image: NDArray[np.uint8]) -> Any:
+        """Embed an image ``(H, W, 3)``, RGB in 0..255; what it returns is only given back to :meth:`decode`."""
         ...
 
-    def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Return mask logits ``(Q, M, h, w)`` on the segmenter's small square, and their scores ``(Q, M)`` in [0, 1].
+    def decode(self, embedding: Any, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return mask logits ``(Q, M, h, w)`` on a small grid that spans the image, and scores ``(Q, M)`` in [0, 1].
 
-        M are the levels of an ambiguous prompt: whole, part, part of the part.
+        The grid has any size, and its cells may be of any shape. M are the levels of an ambiguous prompt: whole, part,
+        part of the part. Both lie on the CPU.
         """
-        ...
-
-    def to_square(self, values: Tensor, embedding: Embedding) -> Tensor:
-        """Bring values ``(..., H, W)`` on the image to the small square ``(..., h, w)``; zero beyond the image."""
-        ...
-
-    def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
-        """Enlarge values ``(..., h, w)`` on the small square to the image, ``(..., H, W)``."""
-        ...
-
-    def to_masks(self, logits: Tensor, embedding: Embedding) -> Tensor:
-        """Return where logits ``(..., h, w)`` are positive on the image, ``(..., H, W)`` bool."""
         ...

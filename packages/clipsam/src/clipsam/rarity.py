@@ -23,7 +23,7 @@ def stage_rarity(patches: Tensor) -> Tensor:
     """Return 1 − the mean cosine of each patch and its most similar others, ``(B, H, W)``, of one stage's tokens."""
     tokens = F.normalize(patches.flatten(2), dim=1)  # (B, C, N)
     similarity = torch.einsum("bcn,bcm->bnm", tokens, tokens)
-    similarity.diagonal(dim1=1, dim2=2).fill_(-1)  # nobody is like itself
+    similarity.masked_fill_(torch.eye(tokens.shape[-1], dtype=torch.bool, device=tokens.device), -1)  # but for itself
     count = min(max(1, round(SHARE * tokens.shape[-1])), max(1, tokens.shape[-1] - 1))
     nearest = similarity.topk(count, dim=-1).values.mean(-1)
     return (1 - nearest).clamp(0, 1).unflatten(1, patches.shape[-2:])

@@ -1,107 +1,116 @@
-"""Segment Anything (Kirillov et al., arXiv 2304.02643), of any size, as a promptable segmenter."""
+"""Segment Anything in its several makes, each as a promptable segmenter of images of any size.
+
+:class:`SamSegmenter` takes networks of segment_anything's anatomy (Kirillov et al., arXiv 2304.02643), among them
+MobileSAM (arXiv 2306.14289) and SAM-HQ (arXiv 2306.01567); :class:`TransformersSegmenter` takes transformers' Sam,
+SamHQ, Sam2 (arXiv 2408.00714) and Sam3Tracker. :func:`~clipsam.sam_files.open_segmenter` tells them apart.
+"""
 
 import hashlib
-import warnings
 from collections import OrderedDict
-from pathlib import Path
-from typing import Literal, Self, get_args
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from segment_anything import sam_model_registry
-from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from clipsam.decoder import PromptDecoder
-from clipsam.enlarge import positive
+from clipsam.precision import TowerPrecision
 from clipsam.promptable import Embedding, Prompts
 
-SamKind = Literal["vit_b", "vit_l", "vit_h"]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Resize(ResizeLongestSide):
-    """segment_anything's, but of an image of any shape something is left: 1×2000 pixels are not 0 pixels high."""
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """Return height and width with the longer side scaled to ``long_side_length``, each at least 1."""
-        height, width = ResizeLongestSide.get_preprocess_shape(oldh, oldw, long_side_length)
-        return max(1, height), max(1, width)
-
-
-class SamSegmenter:
-    """A SAM that decodes all prompts of an image at once.
+class PromptableNetwork(TowerPrecision):
+    """What all makes share: an image is embedded once, prompts are decoded in chunks, and masks span the image.
 
     Args:
-        sam: a model built of segment_anything's classes.
-        chunk: prompts per call of the decoder, about 25 MB each at SAM's size; 2 suits the caches of a CPU, 64 a GPU.
+        network: with an image encoder, a prompt encoder and a mask decoder.
+        encoder: the image encoder among its parts, which takes nearly all of the time.
+        side: of the square that the network sees, in pixels.
+        mean: of the pixels in [0, 1] that the network was trained with.
+        std: likewise.
+        pads: whether an image keeps its shape in the upper left of the square; else it is squashed.
+        chunk: prompts per call of the decoder, about 80 MB each at SAM's size; 2 suits the caches of a CPU, 64 a GPU.
         remember: how many embeddings of the last images are kept.
 
     Raises:
         ValueError: a number below 1.
     """
 
-    def __init__(self, sam: Sam, *, chunk: int = 2, remember: int = 4) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        encoder: nn.Module,
+        *,
+        side: int,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        pads: bool = True,
+        chunk: int = 2,
+        remember: int = 4,
+    ) -> None:
         if chunk < 1 or remember < 1:
             raise ValueError(f"chunk={chunk!r}, remember={remember!r}; allowed: 1 or more")
-        self.sam, self.chunk, self.remember = sam.eval().requires_grad_(False), chunk, remember
-        self._transform = Resize(sam.image_encoder.img_size)
+        super().__init__()
+        self.network: Any = network.eval().requires_grad_(False)
+        self.side, self.pads, self.chunk, self.remember = side, pads, chunk, remember
+        self.mean, self.std = (np.array(values, np.float32) for values in (mean, std))
+        self._encoder = (encoder,)  # in a tuple, or its weights would stand twice in the state
         self._embeddings: OrderedDict[bytes, Embedding] = OrderedDict()
 
-    @classmethod
-    def from_checkpoint(cls, kind: SamKind, path: Path | str, **options: int) -> Self:
-        """Load published weights, "vit_b", "vit_l" or "vit_h", from a local file.
+    def encode(self, square: Tensor) -> tuple[Tensor, ...]:
+        """Return the features of the square that the network sees, ``(1, 3, side, side)``."""
+        raise NotImplementedError
 
-        Raises:
-            ValueError: an unknown kind, or a file without its weights.
-            OSError: the file cannot be read.
-        """
-        if kind not in get_args(SamKind):
-            raise ValueError(f"kind={kind!r} is unknown; allowed: {', '.join(get_args(SamKind))}")
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of odd pickles, which are refused anyway
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            sam = sam_model_registry[kind]()
-            sam.load_state_dict(state)
-        except OSError:
-            raise
-        except Exception as error:  # a damaged file raises whatever its reader stumbles over
-            why = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{str(path)!r} holds no {kind} weights: {why}") from error
-        return cls(sam, **options)
+    def decode_chunk(self, features: tuple[Tensor, ...], prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return logits ``(Q, M, s, s)`` on the whole square, and scores ``(Q, M)``, of prompts in its pixels."""
+        raise NotImplementedError
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Move the networks to a device; what comes in and what goes out stays on the CPU.
-
-        Args:
-            device: unset: where they are.
-            dtype: of the image encoder, which takes nearly all of the time; the rest stays in float32.
-        """
-        self.sam.to(device)
-        self.sam.image_encoder.to(dtype)
+    def compute_in(self, dtype: torch.dtype) -> Self:
+        """Let the image encoder compute in another number format; the rest stays in float32."""
+        self._encoder[0].to(dtype)
         self._embeddings.clear()
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._embeddings.clear()  # they are elsewhere than the networks are from now on
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: nothing in here is ever trained."""
+        return super().train(False)
+
     @property
-    def side(self) -> int:
-        """Side of the small square that masks are decoded on: 256 for the published models."""
-        return 4 * self.sam.prompt_encoder.image_embedding_size[0]
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.network.parameters()).device
+
+    def extent(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the part of the square that an image fills, at least 1."""
+        if not self.pads:
+            return self.side, self.side
+        scale = self.side / max(image_size)
+        return max(1, int(image_size[0] * scale + 0.5)), max(1, int(image_size[1] * scale + 0.5))
+
+    def to_square(self, image: NDArray[np.uint8]) -> Tensor:
+        """Return an image as the network sees it, ``(1, 3, side, side)``, normalised."""
+        height, width = self.extent((image.shape[0], image.shape[1]))
+        small = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR), np.float32)
+        pixels = torch.from_numpy((small / 255 - self.mean) / self.std).permute(2, 0, 1)[None]
+        return F.pad(pixels, (0, self.side - width, 0, self.side - height))
 
     @torch.no_grad()
     def embed(self, image: NDArray[np.uint8]) -> Embedding:
         """Embed an image ``(H, W, 3)``, RGB in 0..255; one that was embedded before costs nothing."""
         key = hashlib.sha1(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
         if key not in self._embeddings:
-            resized = torch.from_numpy(self._transform.apply_image(image)).permute(2, 0, 1)  # (3, h, w)
-            square = self.sam.preprocess(resized[None].to(self.sam.device))
-            height, width = resized.shape[1:]
-            parameter = next(self.sam.image_encoder.parameters())
-            features = self.sam.image_encoder(square.to(parameter.dtype)).float()
-            self._embeddings[key] = Embedding(features, image.shape[:2], (height, width))
+            dtype = next(self._encoder[0].parameters()).dtype
+            features = self.encode(self.to_square(image).to(self.device, dtype))
+            self._embeddings[key] = Embedding(tuple(part.float() for part in features), image.shape[:2])
         self._embeddings.move_to_end(key)
         while len(self._embeddings) > self.remember:
             self._embeddings.popitem(last=False)
@@ -109,58 +118,115 @@ class SamSegmenter:
 
     @torch.no_grad()
     def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Return mask logits ``(Q, 3, h, w)`` and predicted IoUs ``(Q, 3)``, clamped to [0, 1] as regressions need."""
-        points, boxes = self._to_input(prompts, embedding)
-        encoder = self.sam.prompt_encoder
-        no_mask = encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        decoder = PromptDecoder(self.sam.mask_decoder, embedding.features + no_mask, encoder.get_dense_pe())
-        parts = []
-        for start in range(0, len(prompts), self.chunk):
-            rows = slice(start, start + self.chunk)
-            sparse, _ = encoder(
-                points=None if points is None else (points[0][rows], points[1][rows]),
-                boxes=None if boxes is None else boxes[rows],
-                masks=None,
-            )
-            parts.append(decoder(sparse))
+        """Return mask logits ``(Q, M, h, w)`` that span the image, and predicted IoUs ``(Q, M)``, clamped to [0, 1]."""
+        extent = self.extent(embedding.image_size)
+        scale = torch.tensor([new / old for new, old in zip(extent[::-1], embedding.image_size[::-1])])  # x, y
+        scaled = Prompts(
+            None if prompts.boxes is None else (prompts.boxes.float() * scale.repeat(2)).to(self.device),
+            None if prompts.points is None else (prompts.points.float() * scale).to(self.device),
+            None if prompts.labels is None else prompts.labels.to(self.device),
+        )
+        parts = [
+            self.decode_chunk(embedding.features, scaled.rows(start, start + self.chunk))
+            for start in range(0, len(prompts), self.chunk)
+        ]
         logits, scores = (torch.cat(part) for part in zip(*parts))
         # a rough map and its components are the CPU's, wherever the networks run
-        return logits.cpu(), scores.clamp(0, 1).cpu()
+        return filled_part(logits, extent, self.side).cpu(), scores.clamp(0, 1).cpu()
 
-    def _to_input(self, prompts: Prompts, embedding: Embedding) -> tuple[tuple[Tensor, Tensor] | None, Tensor | None]:
-        """Scale prompts from pixels of the image to pixels of the segmenter's input."""
-        points, boxes, device = None, None, self.sam.device
-        if prompts.points is not None and prompts.labels is not None:
-            scaled = self._transform.apply_coords_torch(prompts.points.float(), embedding.image_size)
-            points = scaled.to(device), prompts.labels.to(device)
-        if prompts.boxes is not None:
-            boxes = self._transform.apply_boxes_torch(prompts.boxes.float(), embedding.image_size).to(device)
-        return points, boxes
 
-    def to_square(self, values: Tensor, embedding: Embedding) -> Tensor:
-        """Bring values ``(..., H, W)`` on the image to the small square ``(..., h, w)``; zero beyond the image."""
-        scale = self.side / self.sam.image_encoder.img_size
-        height, width = (max(1, round(length * scale)) for length in embedding.input_size)
-        flat = values.reshape(-1, 1, *values.shape[-2:]).float()
-        small = F.interpolate(flat, (height, width), mode="bilinear", align_corners=False, antialias=True)
-        padded = F.pad(small, (0, self.side - width, 0, self.side - height))
-        return padded.reshape(*values.shape[:-2], self.side, self.side)
+def filled_part(logits: Tensor, extent: tuple[int, int], side: int) -> Tensor:
+    """Return the part ``(Q, M, h, w)`` of logits ``(Q, M, s, s)`` on a whole square that the image fills.
 
-    def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
-        """Enlarge values ``(..., h, w)`` on the small square to the image, ``(..., H, W)``."""
-        flat = values.reshape(-1, 1, *values.shape[-2:])
-        if self._fills(embedding):
-            large = F.interpolate(flat, embedding.image_size, mode="bilinear", align_corners=False)
-        else:
-            large = self.sam.postprocess_masks(flat, embedding.input_size, embedding.image_size)
-        return large.reshape(*values.shape[:-2], *embedding.image_size)
+    Args:
+        logits: of the square.
+        extent: height and width of the image's part of it, in pixels.
+        side: of the square, in pixels.
+    """
+    if extent == (side, side):
+        return logits
+    share = [length / side for length in extent]
+    size = [max(1, round(part * whole)) for part, whole in zip(share, logits.shape[-2:])]
+    theta = logits.new_tensor([[share[1], 0, share[1] - 1], [0, share[0], share[0] - 1]])
+    # the part may end inside a cell, so it is sampled; where it does not, these are the cells themselves
+    grid = F.affine_grid(theta[None], [1, 1, *size], align_corners=False).expand(len(logits), -1, -1, -1)
+    return F.grid_sample(logits, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
-    def to_masks(self, logits: Tensor, embedding: Embedding) -> Tensor:
-        """Return where logits ``(..., h, w)`` are positive on the image, ``(..., H, W)`` bool."""
-        if self._fills(embedding):
-            return positive(logits, self.sam.image_encoder.img_size // self.side)
-        return self.to_image(logits, embedding) > 0
 
-    def _fills(self, embedding: Embedding) -> bool:
-        """Return whether an image has just the size of the segmenter's input: it is enlarged once instead of twice."""
-        return embedding.image_size == embedding.input_size == (self.sam.image_encoder.img_size,) * 2
+class SamSegmenter(PromptableNetwork):
+    """A network of segment_anything's anatomy.
+
+    Args:
+        sam: built of the classes of segment_anything or segment_anything_hq.
+        options: ``chunk`` and ``remember``, see :class:`PromptableNetwork`.
+    """
+
+    def __init__(self, sam: Any, **options: Any) -> None:
+        mean, std = ((values.flatten() / 255).tolist() for values in (sam.pixel_mean, sam.pixel_std))
+        super().__init__(sam, sam.image_encoder, side=sam.image_encoder.img_size, mean=mean, std=std, **options)
+        self._reads_early = "interm_embeddings" in signature(sam.mask_decoder.forward).parameters
+
+    def encode(self, square: Tensor) -> tuple[Tensor, ...]:
+        """Return the features, and those of early blocks that SAM-HQ's decoder reads."""
+        features = self.network.image_encoder(square)
+        if isinstance(features, Tensor):
+            return (features,)
+        final, early = features  # segment_anything_hq's encoders
+        return (final, early[0]) if self._reads_early else (final,)
+
+    def decode_chunk(self, features: tuple[Tensor, ...], prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return logits ``(Q, M, s, s)`` and scores: three levels, or SAM-HQ's one."""
+        encoder = self.network.prompt_encoder
+        points = None if prompts.points is None else (prompts.points, prompts.labels)
+        sparse, dense = encoder(points=points, boxes=prompts.boxes, masks=None)
+        own = {"hq_token_only": False, "interm_embeddings": [features[1]]} if self._reads_early else {}
+        return self.network.mask_decoder(
+            image_embeddings=features[0],
+            image_pe=encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+            **own,
+        )
+
+
+class TransformersSegmenter(PromptableNetwork):
+    """A network of transformers: SamModel, SamHQModel, Sam2Model or Sam3TrackerModel.
+
+    Args:
+        network: of one of these classes.
+        options: see :class:`PromptableNetwork`; side, and whether it pads, follow from the network.
+    """
+
+    def __init__(self, network: Any, **options: Any) -> None:
+        kind = network.config.model_type
+        if kind == "sam3_tracker":
+            options = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | options
+        side, pads = network.prompt_encoder.input_image_size, kind in ("sam", "sam_hq")
+        super().__init__(network, network.vision_encoder, side=side, pads=pads, **options)
+        self.kind: str = kind
+
+    def encode(self, square: Tensor) -> tuple[Tensor, ...]:
+        """Return the features, the coarse ones first."""
+        if self.kind == "sam":
+            return (self.network.get_image_embeddings(square),)
+        if self.kind == "sam_hq":
+            final, early = self.network.get_image_embeddings(square)
+            return (final, early[0])
+        return tuple(self.network.get_image_embeddings(square)[::-1])
+
+    def decode_chunk(self, features: tuple[Tensor, ...], prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return logits ``(Q, 3, s, s)`` and scores."""
+        given: dict[str, Any] = {"image_embeddings": features[0]}
+        if self.kind == "sam_hq":
+            given["intermediate_embeddings"] = [features[1]]
+        elif self.kind != "sam":
+            given["image_embeddings"] = list(features[::-1])
+        found = self.network(
+            input_points=None if prompts.points is None else prompts.points[None],
+            input_labels=None if prompts.labels is None else prompts.labels[None].int(),
+            input_boxes=None if prompts.boxes is None else prompts.boxes[None],
+            multimask_output=True,
+            **given,
+        )
+        return found.pred_masks[0], found.iou_scores[0]

@@ -132,7 +132,7 @@ class UMCI(nn.Module):
             language: L, ``(2, C_t)`` for all images or ``(B, 2, C_t)``: normal, abnormal.
         """
         height, width = patches.shape[-2:]
-        language = language.expand(len(patches), -1, -1)
+        language = language.expand(patches.shape[0], -1, -1)
         p = self.project(patches.movedim(1, -1)).movedim(-1, 1)  # (B, d, H, W)
         columns = self.column_path(p.mean(2), language)[:, :, None]  # V1 → M1, (B, d, 1, W)
         rows = self.row_path(p.mean(3), language)[..., None]  # V2 → M2, (B, d, H, 1)

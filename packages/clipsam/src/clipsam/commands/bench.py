@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from scipy import ndimage
-from segment_anything import SamPredictor, sam_model_registry
-from segment_anything.modeling import Sam
+from segment_anything import sam_model_registry
 from torch import Tensor
 
 from clipsam.backbone import Backbone
@@ -27,7 +26,7 @@ from clipsam.embedded.dinov2 import embedded_model
 from clipsam.metrics import PixelMetrics
 from clipsam.mmr import refine
 from clipsam.pipeline import ClipSAM
-from clipsam.promptable import Embedding, Prompts, Segmenter
+from clipsam.promptable import Prompts, Segmenter
 from clipsam.sam import SamSegmenter
 from clipsam.umci import UMCIHead, rough_map
 from frugal_shared.errors import RunError
@@ -43,7 +42,7 @@ SIDE = 1024  # of the images that are timed, in pixels
 COMPONENTS = 4  # in the map that MMR refines: 8 prompts
 MAP_SIDE = 1000  # of the maps that the metrics see: a megapixel each
 COLUMNS = {"part": "part", "model": "model", "seconds_p50": "p50 s", "seconds_p95": "p95 s", "usual_p50": "usual p50 s"}
-COLUMNS |= {"ratio": "×", "same_masks": "same masks", "difference": "difference", "state_bytes": "state bytes"}
+COLUMNS |= {"ratio": "×", "difference": "difference", "state_bytes": "state bytes"}
 COLUMNS |= {"why": "why"}
 PRINTED = ("part", "model", "seconds_p50", "seconds_p95", "ratio", "why")  # what a terminal has room for
 
@@ -62,7 +61,6 @@ MODELS: dict[str, Callable[[], ClipSAM]] = {"embedded": embedded_model, "ViT-L-1
 def main(config: BenchConfig) -> None:
     """Time every part and write the rows and the report; a resumed run keeps the parts it has."""
     parts: list[Callable[[], list[Row]]] = [
-        lambda: decode_rows(sam_model_registry["vit_b"](), "SAM vit_b", config),
         lambda: [metrics_row(config)],
         *(lambda name=name: stage_rows(name, MODELS[name], config) for name in MODELS),
     ]
@@ -72,58 +70,6 @@ def main(config: BenchConfig) -> None:
             bench_page(rows, config).write(run.folder)
             print_timings(rows)
         run.finish(figures_of(rows))
-
-
-def decode_rows(sam: Sam, model: str, config: BenchConfig) -> list[Row]:
-    """Time many prompts on one embedded image against a loop over the library's predictor, which embeds beforehand.
-
-    "decode" gives what the loop does, all masks of all prompts on the image's pixels; "decode_fused" what MMR needs:
-    it adds the masks up on the small square and enlarges their sum.
-    """
-    torch.manual_seed(config.seed)
-    with torch.no_grad():
-        for parameter in sam.mask_decoder.parameters():  # so that biases are not 0 and masks not all alike
-            parameter += 0.05 * torch.randn_like(parameter)
-    segmenter, predictor = SamSegmenter(sam), SamPredictor(sam)
-    embedding = random_embedding(sam)
-    boxes = random_boxes(config.prompts, embedding.image_size[0])
-    predictor.features, predictor.is_image_set = embedding.features, True
-    predictor.input_size, predictor.original_size = embedding.input_size, embedding.image_size
-
-    def loop() -> NDArray[np.bool_]:
-        return np.stack([predictor.predict(box=box.numpy(), multimask_output=True)[0] for box in boxes])
-
-    def ours() -> Tensor:
-        return all_masks(segmenter, embedding, boxes)
-
-    same = float((ours().numpy() == loop()).mean())
-    decode = against("decode", model, loop, ours, config.repeats) | {"same_masks": same}
-    fused = against("decode_fused", model, loop, lambda: fused_masks(segmenter, embedding, boxes), config.repeats)
-    return [row | {"prompts": config.prompts} for row in (decode, fused)]
-
-
-def random_embedding(sam: Sam) -> Embedding:
-    """Return an embedding of an image that fills the segmenter's input."""
-    size, encoder = (sam.image_encoder.img_size, sam.image_encoder.img_size), sam.prompt_encoder
-    return Embedding(torch.randn(1, encoder.embed_dim, *encoder.image_embedding_size), size, size)
-
-
-def random_boxes(count: int, side: int) -> Tensor:
-    """Return boxes ``(count, 4)`` on a square of ``side`` pixels, of a twentieth to a third of it."""
-    low = torch.rand(count, 2) * 0.6
-    return side * torch.cat([low, low + 0.05 + 0.3 * torch.rand(count, 2)], dim=1)
-
-
-def all_masks(segmenter: SamSegmenter, embedding: Embedding, boxes: Tensor) -> Tensor:
-    """Return the masks of all boxes on the image's pixels, ``(Q, 3, H, W)`` bool."""
-    logits, _ = segmenter.decode(embedding, Prompts(boxes))
-    return segmenter.to_masks(logits, embedding)
-
-
-def fused_masks(segmenter: SamSegmenter, embedding: Embedding, boxes: Tensor) -> Tensor:
-    """Return the sum of all masks by their scores, ``(H, W)``."""
-    logits, scores = segmenter.decode(embedding, Prompts(boxes))
-    return segmenter.to_image(torch.einsum("qm,qmhw->hw", scores, logits.sigmoid()), embedding)
 
 
 def metrics_row(config: BenchConfig) -> Row:
@@ -222,27 +168,15 @@ class TimedSegmenter:
     segmenter: Segmenter
     watch: Stopwatch
 
-    def embed(self, image: NDArray[np.uint8]) -> Embedding:
+    def embed(self, image: NDArray[np.uint8]) -> Any:
         """Embed, timed."""
         with self.watch("sam_encoder"):
             return self.segmenter.embed(image)
 
-    def decode(self, embedding: Embedding, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    def decode(self, embedding: Any, prompts: Prompts) -> tuple[Tensor, Tensor]:
         """Decode, timed."""
         with self.watch("sam_decoder"):
             return self.segmenter.decode(embedding, prompts)
-
-    def to_square(self, values: Tensor, embedding: Embedding) -> Tensor:
-        """Pass on."""
-        return self.segmenter.to_square(values, embedding)
-
-    def to_image(self, values: Tensor, embedding: Embedding) -> Tensor:
-        """Pass on."""
-        return self.segmenter.to_image(values, embedding)
-
-    def to_masks(self, logits: Tensor, embedding: Embedding) -> Tensor:
-        """Pass on."""
-        return self.segmenter.to_masks(logits, embedding)
 
 
 def against(part: str, model: str, usual: Callable[[], object], ours: Callable[[], object], repeats: int) -> Row:
@@ -304,11 +238,10 @@ def bench_page(rows: list[Row], config: BenchConfig) -> Report:
     """Return the report: the table and what was measured."""
     page = Report("What the parts cost", f"{torch.get_num_threads()} threads of this machine's CPU")
     page.table(headed(rows), f"Median and 95th percentile over {config.repeats} runs.")
-    page.command(f"clipsam bench --prompts {config.prompts} --pixels {config.pixels} --repeats {config.repeats}")
+    page.command(f"clipsam bench --pixels {config.pixels} --repeats {config.repeats}")
     page.note(
-        f"decode: all masks of {config.prompts} boxes on one embedded image of {SIDE}×{SIDE} pixels, against a loop "
-        "over SamPredictor.predict; decode_fused: their sum, as MMR forms it. aupro: the histogram against sorting all "
-        "scores. × is the median over alternating pairs. The stages are those of one image of that size with "
-        f"{COMPONENTS} components; of the models with published shapes, all weights are random."
+        "aupro: the histogram against sorting all scores; × is the median over alternating pairs. The stages are those "
+        f"of one image of {SIDE}×{SIDE} pixels with {COMPONENTS} components; of the models with published shapes, all "
+        "weights are random."
     )
     return page

@@ -2,8 +2,10 @@
 
 from clipsam.commands.options import (
     BenchConfig,
+    CalibrateConfig,
     DemoConfig,
     EvalConfig,
+    ExportConfig,
     RefineConfig,
     SegmentConfig,
     TrainConfig,
@@ -14,8 +16,10 @@ from frugal_shared.cli import Commands, run_cli
 
 COMMANDS: Commands = {
     "bench": (BenchConfig, "clipsam.commands.bench:main"),
+    "calibrate": (CalibrateConfig, "clipsam.commands.calibrate:main"),
     "demo": (DemoConfig, "clipsam.commands.demo:main"),
     "eval": (EvalConfig, "clipsam.commands.eval:main"),
+    "export": (ExportConfig, "clipsam.commands.export:main"),
     "refine": (RefineConfig, "clipsam.commands.refine:main"),
     "segment": (SegmentConfig, "clipsam.commands.segment:main"),
     "train": (TrainConfig, "clipsam.commands.train:main"),

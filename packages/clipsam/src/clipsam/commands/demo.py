@@ -26,7 +26,7 @@ from frugal_shared.report import Claim, Figure, Report, grid
 from frugal_shared.run import Run
 from frugal_shared.weights import DINOV2_VITS14
 
-REFERENCES = 16  # unlabelled photographs of each type of cell, for the row "memory"
+REFERENCES = 16  # unlabelled photographs of each type of cell, for the rows "distance" and "combined"
 EXAMPLES = 3  # defective images of each data set, at equal distances in its own order: not the prettiest ones
 TILE = 200  # pixels, side of a picture in the report
 LEAD = {
@@ -81,9 +81,9 @@ def demo_page(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Re
     page.table(
         [report_row(row) for row in rows],
         "elpv: real cells, of which is known whether they are defective. procedural: drawn images of held-out "
-        f"categories, cells: painted defects, of both also where. memory: beside {REFERENCES} unlabelled photographs "
-        f"of its type, the only row that is not zero-shot; pixel-std: the trivial one. Seed {config.seed}; low, high: "
-        "95 % interval of the image AUROC (DeLong).",
+        f"categories, cells: painted defects, of both also where. distance, combined: beside {REFERENCES} "
+        "unlabelled photographs of its type, the only rows that are not zero-shot; pixel-std: the trivial one. Seed "
+        f"{config.seed}; low, high: 95 % interval of the image AUROC (DeLong).",
     )
     page.command(f"clipsam demo --samples {config.samples} --cells {config.cells} --seed {config.seed}")
     page.claims("ClipSAM, arXiv 2401.12665", claims(rows, config))
@@ -97,9 +97,9 @@ def demo_page(model: ClipSAM, found: list[Evaluation], config: DemoConfig) -> Re
         page.figures(case_figures(each))
     page.note(
         f"ELPV's test cells (CC BY-NC-SA 4.0), functional or defective without doubt, border cut off, divided by their "
-        f"median. pixel-std is the trivial row: the standard deviation of the pixels. memory is not zero-shot: it also "
-        f"counts how unlike {REFERENCES} others of its type a cell is, from ELPV's train split, labels unused. "
-        f"{PROCEDURAL}: {config.samples} "
+        f"median. pixel-std is the trivial row: the standard deviation of the pixels. distance and combined are not "
+        f"zero-shot: they count how unlike {REFERENCES} others of its type a cell is, from ELPV's train split, labels "
+        f"unused. {PROCEDURAL}: {config.samples} "
         f"drawn images of {len(HELD_OUT_CATEGORIES)} categories that were held out. {CELLS}: {config.samples} real "
         f"functional cells, half with painted defects. Where no masks are, mmr is umci: a mask cannot lift an image's "
         f"score. Heads: {', '.join(f'{key} {value}' for key, value in model.provenance.items())}. Visual tower: "

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from clipsam.commands.eval_report import eval_page, print_table, results_of, write_rows
 from clipsam.commands.measure import evaluate_all
 from clipsam.commands.models import open_model
-from clipsam.commands.options import EvalConfig
+from clipsam.commands.options import EvalConfig, batch_of
 from clipsam.commands.outputs import show_failures
-from clipsam.data.sources import open_data, open_references
+from clipsam.data.origin import seen_in_training
+from clipsam.data.sources import check_mask_dir, open_data, open_references
 from clipsam.evaluation import STAGES, Stage
+from clipsam.memories import MUTUAL
 from clipsam.pipeline import ClipSAM
 from clipsam.samples import AnomalyData
 from frugal_shared.checkpoint import write_json
@@ -30,7 +33,8 @@ def main(config: EvalConfig) -> None:
     references = open_all_references(config, model, data_sets)
     if config.zero_shot:
         check_zero_shot(model, data_sets)
-    options = {"batch_size": config.batch_size, "fpr_limit": config.fpr_limit, "references": references}
+    options: dict[str, Any] = {"batch_size": batch_of(config), "fpr_limit": config.fpr_limit, "references": references}
+    options["scores"] = config.score
     with Run(config, "clipsam") as run:
         found = evaluate_all(run, model, data_sets, stages, **options)
         rows = [row for each in found for row in each.rows]
@@ -68,7 +72,8 @@ def open_all(config: EvalConfig) -> list[AnomalyData]:
         ValueError: one cannot be had, or two have one name.
         RunError: the ``[demo]`` extra is missing.
     """
-    data_sets = [open_data(name, config.samples, config.seed) for name in config.data]
+    check_mask_dir(config.data, config.reading)
+    data_sets = [open_data(name, config.samples, config.seed, config.reading) for name in config.data]
     names = [data.name for data in data_sets]
     for name in names:
         if names.count(name) > 1:
@@ -83,13 +88,13 @@ def open_all_references(config: EvalConfig, model: ClipSAM, data_sets: Sequence[
         ValueError: they cannot be had, or there are no heads to use them.
         RunError: the ``[demo]`` extra is missing.
     """
+    if model.umci is None and (config.references or MUTUAL in config.score):
+        raise UsageError(f"references={config.references!r} need heads; allowed: 0 with checkpoint='none'")
     if not config.references:
         return {}
-    if model.umci is None:
-        raise UsageError(f"references={config.references!r} need heads; allowed: 0 with checkpoint='none'")
     found = {}
     for name, data in zip(config.data, data_sets):
-        found[data.name] = open_references(name, config.references, config.seed)
+        found[data.name] = open_references(name, config.references, config.seed, config.reading)
         for category in data.categories:
             if category not in found[data.name].categories:
                 lacking = f"the train split of {data.name} lacks {category!r}"
@@ -101,12 +106,13 @@ def check_zero_shot(model: ClipSAM, data_sets: Sequence[AnomalyData]) -> None:
     """Refuse to call a result zero-shot that is not.
 
     Raises:
-        UsageError: the checkpoint was trained on one of the data sets.
+        UsageError: the checkpoint was trained on one of the data sets, on a category or on image files of it.
     """
-    trained = model.provenance.get("data", [])
     for data in data_sets:
-        if data.name in trained:
+        seen = seen_in_training(data, model.provenance)
+        if seen is not None:
+            names = ", ".join(model.provenance.get("data", ["data without a name"]))
             raise UsageError(
-                f"data={data.name!r} is not zero-shot: the checkpoint was trained on {', '.join(trained)}; "
+                f"data={data.name!r} is not zero-shot (seen: {seen}): the checkpoint was trained on {names}; "
                 "allowed: other data sets, or no --zero-shot"
             )

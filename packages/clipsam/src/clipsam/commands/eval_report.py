@@ -21,9 +21,7 @@ from clipsam.evaluation import (
     ALL,
     COLUMNS,
     FALSE_ALARM,
-    IMAGE_COLUMNS,
-    INTERVAL,
-    PIXEL_COLUMNS,
+    FIGURES,
     Case,
     Evaluation,
     Row,
@@ -53,9 +51,8 @@ def write_rows(folder: Path, rows: list[Row], config: EvalConfig) -> None:
 
 def results_of(rows: list[Row]) -> dict[str, float | None]:
     """Return the figures of the rows "all" as ``<dataset>_<stage>_<metric>``."""
-    keys = (*PIXEL_COLUMNS, *IMAGE_COLUMNS, *INTERVAL)
     overall = [row for row in rows if row["category"] == ALL]
-    return {f"{row['dataset']}_{row['stage']}_{key}": defined(row[key]) for row in overall for key in keys}
+    return {f"{row['dataset']}_{row['stage']}_{key}": defined(row[key]) for row in overall for key in FIGURES}
 
 
 def defined(value: Any) -> Any:
@@ -64,10 +61,11 @@ def defined(value: Any) -> Any:
 
 
 def print_table(rows: list[Row]) -> None:
-    """Print the rows "all" as a table; I- stands for image."""
+    """Print the rows "all" as a table; I- stands for image, "at" for the threshold of the F1 before it."""
     table = Table(title="means over the categories")
     titles = {"dataset": "data set", "stage": "stage", "auroc": "AUROC", "f1_max": "F1", "ap": "AP", "aupro": "AUPRO"}
-    titles |= {"image_auroc": "I-AUROC", "image_ap": "I-AP", "image_f1_max": "I-F1"}
+    titles |= {"threshold": "at", "image_auroc": "I-AUROC", "image_ap": "I-AP", "image_f1_max": "I-F1"}
+    titles |= {"image_threshold": "I-at"}
     for key, title in titles.items():
         table.add_column(title, justify="left" if key in ("dataset", "stage") else "right")
     for row in rows:
@@ -101,13 +99,15 @@ def eval_page(found: Sequence[Evaluation], config: EvalConfig, model: ClipSAM) -
 
 def provenance_note(config: EvalConfig, model: ClipSAM) -> str:
     """Return what the heads were trained on, and how to read the figures."""
-    texts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in model.provenance.items()}
+    said = {key: value for key, value in model.provenance.items() if key != "files"}  # only hashes
+    texts = {key: ", ".join(value) if isinstance(value, list) else value for key, value in said.items()}
     trained = "; ".join(f"{key} {text}" for key, text in texts.items()) or "none, or of unknown origin"
     return (
         f"UMCI heads: {trained}. {'Zero-shot: none of it is evaluated here. ' if config.zero_shot else ''}"
         f"AUPRO up to a false positive rate of {config.fpr_limit:g}; aupro_legacy200 is the variant with 200 "
         "thresholds of much published code, only to compare with its tables. image_auroc_low and _high are a 95 % "
-        "interval (DeLong). The curves are of all pixels together, the tables' means of categories."
+        "interval (DeLong). The curves are of all pixels together, and so are the thresholds in the row of all "
+        "categories, those of the best F1 on these very images; the other figures there are means of categories."
     )
 
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipsam.data.cells import SolarCellData
-from clipsam.evaluation import STAGES, Evaluation, Stage, Tally, UnusableReference, evaluate
+from clipsam.evaluation import STAGES, Evaluation, Stage, Tally, evaluate
+from clipsam.memories import Score, UnusableReference
 from clipsam.pictures import overlay
 from clipsam.pipeline import ClipSAM
 from clipsam.samples import AnomalyData, Sample
@@ -30,6 +31,7 @@ def evaluate_all(
     batch_size: int = 16,
     fpr_limit: float = 0.3,
     references: Mapping[str, AnomalyData] | None = None,
+    scores: Sequence[Score] = (),
 ) -> list[Evaluation]:
     """Measure stages of the pipeline on data sets, with a progress bar for each.
 
@@ -37,7 +39,7 @@ def evaluate_all(
     :func:`~clipsam.evaluation.evaluate`. Real solar cells get a trivial row, the standard deviation of their pixels.
 
     Raises:
-        RunError: a reference cannot be read.
+        RunError: none of a category's references can be read.
     """
     model.to(run.accelerator.device)
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
@@ -50,6 +52,7 @@ def evaluate_all(
             batch_size=batch_size,
             fpr_limit=fpr_limit,
             references=(references or {}).get(data.name),
+            scores=scores,
             baselines={PIXEL_STD: deviation} if isinstance(data, SolarCellData) else {},
             unreadable=(ImageError,),
             picture=thumbnail,

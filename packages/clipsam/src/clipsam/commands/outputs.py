@@ -3,11 +3,14 @@
 Of an image ``<name>`` the run folder holds ``<name>_map.png`` (16-bit grey, white is 1), ``<name>_mask.png`` (white
 where the map exceeds the threshold), ``<name>_overlay.png`` (heat, outline of the mask, boxes) and
 ``<name>_found.json``. ``segmentations.json`` lists what was found in the order of the command line; an image that
-could not be read is listed with its "error" and does not stop the others.
+could not be read is listed with its "error" and does not stop the others. On demand ``annotations.json`` holds all
+masks in COCO's format, and ``<name>_labelme.json`` each in labelme's.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,11 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
+from clipsam.annotations import Annotated, coco, labelme
+from clipsam.calibration import Calibration
 from clipsam.commands.options import RefineConfig, SegmentConfig
+from clipsam.commands.summary import printable, show_summary
+from clipsam.mmr import CutOff
 from clipsam.pictures import overlay
 from clipsam.pipeline import Segmentation
 from frugal_shared.checkpoint import read_json, write_bytes, write_json
@@ -60,9 +67,11 @@ def output(folder: Path, name: str, kind: str) -> Path:
     return folder / f"{name}_{kind}"
 
 
-def is_done(folder: Path, name: str) -> bool:
-    """Return whether all outputs of an image are there."""
-    return all(output(folder, name, kind).exists() for kind in OUTPUTS)
+def is_done(folder: Path, name: str, image: Path) -> bool:
+    """Return whether all outputs of an image are there, and not another's: a folder may hold more files by now."""
+    if not all(output(folder, name, kind).exists() for kind in OUTPUTS):
+        return False
+    return read_json(output(folder, name, "found.json")).get("image") == str(image)
 
 
 def write_outputs(
@@ -72,6 +81,7 @@ def write_outputs(
     image: NDArray[np.uint8],
     found: Segmentation,
     threshold: float,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write map, mask, overlay and, last, the record of one image, each atomically.
 
@@ -82,6 +92,7 @@ def write_outputs(
         image: ``(H, W, 3)`` uint8.
         found: what was found in it.
         threshold: on the map, above which a pixel belongs to the mask.
+        calibration: says which scores are those of a defect.
     """
     mask = found.anomaly_map > threshold
     pictures = {
@@ -93,11 +104,17 @@ def write_outputs(
         write_bytes(output(folder, name, f"{kind}.png"), png(picture))
     record = record | {
         "score": found.score,
-        "threshold": threshold,
+        "threshold": threshold,  # of the peak; with a calibration of the score
+        "peak": float(found.anomaly_map.max()),
+        "pixel_threshold": threshold,
+        "area": float(mask.mean()),
         "boxes": found.boxes.tolist(),
         "mask_scores": found.mask_scores.tolist(),
+        "cut_off": asdict(found.cut_off),
         **{kind: output(folder, name, f"{kind}.png").name for kind in pictures},
     }
+    if calibration is not None:
+        record |= {"threshold": calibration.threshold, "verdict": calibration.verdict(found.score)}
     write_json(output(folder, name, "found.json"), record)
 
 
@@ -108,8 +125,10 @@ def png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures) -> None:
-    """Write the list of everything found on all processes, and tell what failed.
+def conclude(
+    config: SegmentConfig | RefineConfig, run: Run, failures: Failures, references: Sequence[str] = ()
+) -> None:
+    """Write the list of everything found on all processes, and tell what failed, of images and of references.
 
     Raises:
         RunError: something failed.
@@ -124,17 +143,66 @@ def conclude(config: SegmentConfig | RefineConfig, run: Run, failures: Failures)
             for index, path in enumerate(config.images)
         ]
         write_json(run.folder / "segmentations.json", records)
+        write_annotations(config.annotations, run.folder, names, records)
+        show_summary(records)
+        tell_cut_off(records)
     run.finish({"images": len(config.images), "failures": len(everybody)})
-    if everybody:
-        reasons = [everybody[index] for index in sorted(everybody)]
+    raise_failures(run, [everybody[index] for index in sorted(everybody)], len(config.images), references)
+
+
+def raise_failures(run: Run, reasons: Sequence[str], images: int, references: Sequence[str] = ()) -> None:
+    """Tell what failed, now that the rest is done.
+
+    Args:
+        run: the run.
+        reasons: one line for every image that failed.
+        images: how many images there were.
+        references: one line for every reference that failed.
+
+    Raises:
+        RunError: something failed.
+    """
+    lines = [f"{len(reasons)} of {images} images could not be used: {'; '.join(reasons)}"] if reasons else []
+    if references:
+        lines.append(f"{len(references)} references could not be used: {'; '.join(references)}")
+    if lines:
         if run.accelerator.is_main_process:
-            show_failures(reasons)
-        raise RunError(f"{len(everybody)} of {len(config.images)} images could not be used: {'; '.join(reasons)}")
+            show_failures([*reasons, *references])
+        raise RunError("; ".join(lines))
+
+
+def write_annotations(
+    formats: Sequence[str], folder: Path, names: Sequence[str], records: Sequence[dict[str, Any]]
+) -> None:
+    """Write the masks of all images in the formats of annotation tools, from the pictures of them."""
+    done = [(name, record) for name, record in zip(names, records) if "error" not in record]
+    if "coco" in formats:
+        write_json(folder / "annotations.json", coco(annotated(folder, record) for _, record in done))
+    if "labelme" in formats:
+        for name, record in done:
+            write_json(output(folder, name, "labelme.json"), labelme(annotated(folder, record)))
+
+
+def annotated(folder: Path, record: dict[str, Any]) -> Annotated:
+    """Return an image's mask, with its file as it is to be found from the run folder."""
+    with Image.open(folder / record["mask"]) as picture:
+        mask = np.asarray(picture) > 0
+    try:
+        file = os.path.relpath(record["image"], folder)
+    except ValueError:  # on another drive
+        file = str(Path(record["image"]).resolve())
+    return Annotated(Path(file).as_posix(), mask, record["score"])
+
+
+def tell_cut_off(records: Iterable[dict[str, Any]]) -> None:
+    """Print how many components SAM was not asked about, if any."""
+    counts = [record["cut_off"] for record in records if any(record.get("cut_off", {}).values())]
+    if counts:
+        total = CutOff(**{option: sum(count[option] for count in counts) for option in counts[0]})
+        Console(soft_wrap=True).print(f"not refined in {len(counts)} images: components above the threshold, {total}")
 
 
 def show_failures(reasons: Iterable[str]) -> None:
     """Print a line for everything that failed."""
     for reason in reasons:
-        # a file's name may hold anything, also what moves the terminal's cursor, and what is no text
-        visible = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in reason)
-        Console(soft_wrap=True).print(f"[red]failed[/red] {escape(visible)}")
+        Console(soft_wrap=True).print(f"[red]failed[/red] {escape(printable(reason))}")

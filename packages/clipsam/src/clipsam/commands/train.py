@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from clipsam.backbone import Backbone
 from clipsam.commands.models import backbone_of, prompt_bank
 from clipsam.commands.options import EMBEDDED, TrainConfig
+from clipsam.data.derived import Joined
 from clipsam.data.features import Features, compute_features
+from clipsam.data.origin import origin_of
 from clipsam.data.sources import training_data
 from clipsam.embedded.dinov2 import BLOCKS
 from clipsam.embedded.fitting import fit
@@ -44,9 +46,9 @@ def main(config: TrainConfig) -> None:
     Raises:
         UsageError: stages, a batch or data that are not possible.
     """
-    if config.clip == EMBEDDED and config.stages != BLOCKS:
+    if config.is_embedded and config.stages != BLOCKS:
         raise UsageError(f"stages={config.stages!r} of the embedded CLIP; allowed: {BLOCKS}")
-    train_data, val_data = training_data(config.data, config.images, config.val_images, config.seed)
+    train_data, val_data = training_data(config.data, config.images, config.val_images, config.seed, config.reading)
     backbone, bank = backbone_of(config, stages=config.stages), prompt_bank(config) or PromptBank()
     with Run(config, "clipsam") as run:
         backbone.to(run.accelerator.device)
@@ -56,7 +58,7 @@ def main(config: TrainConfig) -> None:
         folder = config.features or run.folder / "features"
         train_set = Cached(compute_features(folder, backbone, train_data, run, "train"), train_data, backbone, bank)
         val_set = Cached(compute_features(folder, backbone, val_data, run, "val"), val_data, backbone, bank)
-        model = ClipSAM(backbone, head, bank, rarity=config.rarity, provenance=provenance(config, train_data))
+        model = ClipSAM(backbone, head, bank, rarity=config.rarity, provenance=provenance(config, train_data, val_data))
         best = Best(run, model, val_set)
 
         def loss(head: nn.Module, step: int) -> Tensor:
@@ -78,10 +80,11 @@ def stage_weights(stages: int) -> tuple[float, ...]:
     return STAGE_WEIGHTS if stages == len(STAGE_WEIGHTS) else (1 / stages,) * stages
 
 
-def provenance(config: TrainConfig, data: AnomalyData) -> dict[str, Any]:
-    """Return what a report has to say about where the heads come from."""
-    names = sorted(set(data.name.split("+")))
-    return {"data": names, "images": len(data), "steps": config.steps, "seed": config.seed, "clip": config.clip}
+def provenance(config: TrainConfig, data: AnomalyData, val_data: AnomalyData) -> dict[str, Any]:
+    """Return what a report has to say about where the heads come from; what they were chosen by was seen, too."""
+    clip = config.clip or EMBEDDED
+    course = {"images": len(data), "steps": config.steps, "seed": config.seed, "clip": clip}
+    return origin_of(Joined((data, val_data))) | course
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +130,8 @@ class Best:
         if not self.run.accelerator.is_main_process:
             return {}
         found = self.validate()
-        if found["ap"] >= self.read().get("ap", 0):
+        # where no defect is left on the small validation masks there is no AP: then the newest is kept
+        if found.get("ap", -1) >= self.read().get("ap", -1):
             self.model.save_pretrained(self.run.folder / BEST)
             write_json(self.run.folder / "best.json", {"best_step": step, **found})
         return found
@@ -139,7 +143,7 @@ class Best:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return AP, AUPRO and AUROC of the rough maps on the validation images."""
+        """Return AP, F1-max, AUPRO and AUROC of the rough maps on the validation images, those that are defined."""
         head: Any = self.model.umci
         head.eval()
         metrics = PixelMetrics()
@@ -152,4 +156,4 @@ class Best:
                 metrics.update(anomaly_map, mask > 0)
         head.train()
         found = metrics.compute()
-        return {name: found[name] for name in ("ap", "f1_max", "aupro", "auroc")}
+        return {name: found[name] for name in ("ap", "f1_max", "aupro", "auroc") if not np.isnan(found[name])}

@@ -66,7 +66,7 @@ def compute_features(folder: Path, backbone: Backbone, data: AnomalyData, run: R
         UsageError: the folder holds features of other images, of another tower, or in another number format.
     """
     accelerator = run.accelerator
-    side, grid = backbone.image_size, backbone.image_size // backbone.patch
+    side, grid = backbone.image_size, backbone.image_size // backbone.patch_tower.patch
     key = {"data": digest(data), "tower": tower_hash(backbone), "stages": list(backbone.stages), "size": side}
     key["dtype"] = str(backbone.dtype).removeprefix("torch.")
     shapes = {
@@ -149,7 +149,7 @@ def digest(data: AnomalyData) -> str:
 def tower_hash(backbone: Backbone) -> str:
     """Return a hash of the tower's weights, without its head, which patch tokens do not see."""
     found = hashlib.sha256()
-    for name, tensor in backbone.tower.visual.state_dict().items():
+    for name, tensor in backbone.patch_tower.visual.state_dict().items():
         if not name.startswith("head."):
             found.update(name.encode() + tensor.detach().cpu().float().numpy().tobytes())
     return found.hexdigest()

@@ -21,6 +21,7 @@ from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTra
 from torch import Tensor, nn
 
 from clipsam.backbone import Backbone
+from clipsam.clip_files import EMBEDDED
 from clipsam.pipeline import ClipSAM
 from clipsam.sam import SamSegmenter
 from clipsam.umci import convolution
@@ -107,12 +108,15 @@ def embedded_backbone(image_size: int = IMAGE_SIZE, weights: Path | None = None)
     """
     model = build_clip()
     load_part(model, read_weights(weights, CLIP_WEIGHTS), missing="visual.trunk.")
-    return frozen_backbone(model, image_size)
+    backbone = frozen_backbone(model, image_size)
+    if weights is None:
+        backbone.name, backbone.source = EMBEDDED, {"clip": EMBEDDED}
+    return backbone
 
 
 def frozen_backbone(model: CustomTextCLIP, image_size: int = IMAGE_SIZE) -> Backbone:
     """Return the embedded CLIP as a backbone, whatever its text tower has learned."""
-    statistics = {"mean": DINOV2_VITS14.mean, "std": DINOV2_VITS14.std}
+    statistics: Any = {"mean": DINOV2_VITS14.mean, "std": DINOV2_VITS14.std}
     return Backbone(model, LetterTokenizer(), image_size=image_size, stages=BLOCKS, **statistics)
 
 

@@ -32,7 +32,7 @@ from clipsam.embedded.dinov2 import (
 )
 from clipsam.embedded.fitting import fit
 from clipsam.metrics import EIGHT_CONNECTED
-from clipsam.mmr import intersection_over_union
+from clipsam.mmr import intersection_over_union, to_image
 from clipsam.promptable import Prompts
 from clipsam.sam import SamSegmenter
 from clipsam.samples import AnomalyData
@@ -259,7 +259,7 @@ def mean_ious(sam: Sam, data: AnomalyData) -> dict[str, float]:
         asked["point"] = Prompts(None, point, torch.ones(1, 1)), region
         for name, (prompts, target) in asked.items():
             logits, scores = segmenter.decode(embedding, prompts)
-            masks = segmenter.to_masks(logits, embedding)[0]
+            masks = to_image(logits, sample.image.shape[:2])[0] > 0
             found = intersection_over_union(masks, torch.from_numpy(target)[None])
             overlaps.setdefault(f"{name}_iou", []).append(float(found[scores[0].argmax()]))
             overlaps.setdefault(f"{name}_best_iou", []).append(float(found.max()))

@@ -52,6 +52,7 @@ APART = {  # nothing to compare
     "delta-dit bench": "times",
     "clipsam bench": "times",
     "clipsam demo": "evaluates as eval does",
+    "clipsam export": "refuses several",
     "partial-finetune bench": "times",
     "bdp-nas bench": "times",
     "bdp-nas ablate": "searches and retrains",

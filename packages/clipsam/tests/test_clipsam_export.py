@@ -69,6 +69,8 @@ def test_the_command_writes_a_file_that_it_has_checked(backbones, tmp_path, monk
 def test_a_file_s_name_is_needed():
     with pytest.raises(UsageError, match="onnx=None is missing; allowed: --onnx FILE"):
         export.main(ExportConfig())
+    with pytest.raises(UsageError, match="num_processes=2 would write one file; allowed: 1"):
+        ExportConfig(num_processes=2)
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -264,6 +264,8 @@ class ExportConfig(HeadsConfig):
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
+        if self.num_processes not in (None, 1):
+            raise UsageError(f"num_processes={self.num_processes!r} would write one file; allowed: 1")
         if self.dtype != "fp32":
             raise UsageError(f"dtype={self.dtype!r} is not exported; allowed: fp32")
         check_category(self.category)

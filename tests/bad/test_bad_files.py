@@ -58,7 +58,7 @@ def test_plans(desk, cached_models, tmp_path):
 def test_calibrations(desk, tmp_path):
     folder, random = tmp_path / "calibration", np.random.default_rng(0)
     folder.mkdir()
-    sketches = random.standard_normal((1, 6, 4, 8)).astype(np.float32)
+    sketches = random.standard_normal((1, 6, 5, 2, 8)).astype(np.float32)
     probes = (Reuse(0, 2), Reuse(0, 4), Reuse(1, 4), Reuse(2, 4, 1))
     harm = np.full((6, 4), 1e-3)
     harm[0], harm[1, 3] = np.nan, np.nan

@@ -172,6 +172,8 @@ class Calibration:
                     raise ValueError(f"it has schema {entry.get('schema')}, not {SCHEMA}")
                 arrays = {name: file.get_tensor(name) for name in ("sketches", "harm")}
             facts = entry["facts"]
+            if arrays["sketches"].ndim != 5:
+                raise ValueError(f"its sketches have {arrays['sketches'].ndim} axes, not 5")
             if entry["sha256"] != _digest(facts, arrays):
                 raise ValueError("it was changed")
             told = {name: facts[name] for name in ("power", "block_share", "about")}

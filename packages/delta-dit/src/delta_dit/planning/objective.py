@@ -1,10 +1,10 @@
 """What a plan is for: which images its own are to be near to, and over which of the samples. Nothing imports torch."""
 
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Literal, get_args
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 Target = Literal["exact", "uncached"]
@@ -22,4 +22,5 @@ def check_goal(target: str, objective: str) -> None:
 
 def summary(psnr: "Tensor | np.ndarray", objective: Objective) -> float:
     """Return the objective of one PSNR per sample, ``(N,)``."""
-    return float({"mean": np.mean, "worst": np.min, "median": np.median}[objective](np.asarray(psnr)))
+    values: list[float] = psnr.tolist()
+    return {"mean": fmean, "worst": min, "median": median}[objective](values)

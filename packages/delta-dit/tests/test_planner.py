@@ -181,6 +181,20 @@ def test_refine_never_loses_and_keeps_to_its_budget() -> None:
     assert refine(start, quality, predicted, model, evaluations=1000)[1] >= value
 
 
+def test_refine_tries_nothing_that_cannot_be_carried_out() -> None:
+    model = calibration(steps=6, blocks=4).errors
+    start = Frontier(model).plan(9)
+    tried: list[Reuses] = []
+
+    def quality(plan: Reuses) -> float:
+        tried.append(plan)
+        return 0.0
+
+    full = start.index(None, 1)  # another transformer takes over there, say
+    refine(start, quality, lambda plan: -math.inf if plan[full] else 0.0, model, evaluations=1000)
+    assert len(tried) > 10 and not any(plan[full] for plan in tried)
+
+
 def test_fastest_is_where_the_error_crosses() -> None:
     model = calibration(steps=6, blocks=4).errors
     planner = Planner(model)

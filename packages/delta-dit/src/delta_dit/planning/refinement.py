@@ -1,8 +1,10 @@
 """Small changes of a plan, that keep its cost: tried on the model itself, or on what a calibration predicts."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import itemgetter
 
 from delta_dit.delta_plan import Reuse, Reuses, longest_run
 from delta_dit.planning.error_model import ErrorModel
@@ -59,7 +61,9 @@ def refine(
     tried = {start}
     while len(tried) <= evaluations:
         near = dict.fromkeys(model.fit(plan) for plan in changes(best, model.blocks) if longest_run(plan) <= run)
-        fresh = sorted((plan for plan in near if plan not in tried), key=predicted, reverse=True)
+        liked = ((predicted(plan), plan) for plan in near if plan not in tried)
+        ranked = sorted(liked, key=itemgetter(0), reverse=True)
+        fresh = [plan for value, plan in ranked if value > -math.inf]  # the others cannot be carried out
         for plan in fresh[: evaluations + 1 - len(tried)]:
             tried.add(plan)
             if (value := quality(plan)) > best_quality:
